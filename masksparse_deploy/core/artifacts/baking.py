@@ -1,0 +1,81 @@
+"""The reports of the bake stage and of the linter."""
+
+from typing import ClassVar, Literal
+
+from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
+
+__all__ = ["BakeReport", "BakedLayer", "LintLayer", "LintReport", "LintState"]
+
+LintState = Literal["conforming", "eligible", "not eligible", "wrong axis", "broken claim"]
+
+
+class BakedLayer(Record):
+    """A layer whose zeros are in the ONNX file.
+
+    `layer` is the module name, `weight_name` the parameter's, `node` and `initializer` the names in the ONNX graph.
+    `violation_count` of `group_count` groups keep more than N weights, as counted in the written file.
+    """
+
+    layer: str
+    weight_name: str
+    node: str
+    initializer: str
+    shape: tuple[int, ...]
+    pattern: str
+    group_axis: int
+    density: float
+    group_count: int
+    violation_count: int
+    mask_sha256: str
+
+
+class BakeReport(Document):
+    """The dense twin, the sparse file and what is in them.
+
+    `statistics_updated`: batch-norm statistics were re-estimated, so that folded weights also differ by a factor for
+    each output channel and the biases differ; where it is False the two files differ in masked values and annotations only.
+    """
+
+    kind: ClassVar[str] = "bake report"
+
+    dense_sha256: str
+    sparse_sha256: str
+    mask_set_sha256: str
+    probe_sha256: str
+    opset: int
+    precision: str
+    statistics_updated: bool
+    layers: tuple[BakedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+
+
+class LintLayer(Record):
+    """One layer with weights: its state, the reason in words, and how much of the file's arithmetic it is.
+
+    `mac_count` is None where the shapes in the file do not tell.
+    """
+
+    node: str
+    op: str
+    weight: str
+    shape: tuple[int, ...]
+    state: LintState
+    why: str
+    density: float
+    group_count: int
+    violation_count: int
+    mac_count: int | None
+
+
+class LintReport(Document):
+    """What is sparse in an ONNX file, what could be and what never will be; `ok` is False if a claim is broken.
+
+    `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast; None if unknown.
+    """
+
+    kind: ClassVar[str] = "lint report"
+
+    file_sha256: str
+    layers: tuple[LintLayer, ...]
+    ok: bool
+    amdahl_limit: float | None

@@ -1,0 +1,75 @@
+"""The report of the learn stage."""
+
+from typing import ClassVar
+
+from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
+
+__all__ = ["LearnReport", "MaskedLayer", "MethodAccuracy", "Share", "TrainingPoint"]
+
+
+class MaskedLayer(Record):
+    """A layer that carries a mask.
+
+    `shape` is the weight's, (out_channels, in_channels, kernel_h, kernel_w) for a convolution; `kept_magnitude_share` is
+    sum |kept weights| / sum |weights|; `mac_count` counts multiply-accumulates for one input sample, zeros included.
+    """
+
+    name: str
+    weight_name: str
+    shape: tuple[int, ...]
+    pattern: str
+    group_axis: int
+    density: float
+    kept_magnitude_share: float
+    weight_count: int
+    mac_count: int
+
+
+class MethodAccuracy(Record):
+    """Top-1 of one way to choose masks, on the test set: `correct` of `total`."""
+
+    method: str
+    correct: int
+    total: int
+
+
+class Share(Record):
+    """How much of the network is masked, as counts of `masked` of `total`."""
+
+    masked: int
+    total: int
+
+
+class TrainingPoint(Record):
+    """Mean training loss of one epoch."""
+
+    epoch: int
+    loss: float
+
+
+class LearnReport(Document):
+    """What was masked, what was not and why, and what it did to the accuracy.
+
+    `accuracies` starts with "dense", then the baselines, and ends with the method whose masks were kept.
+    `weights_sha256_before` and `_after` are fingerprints of all parameters: equal, because weights stay frozen.
+    `amdahl_limit` is the speedup of the whole network if every masked layer ran 1/density times as fast.
+    """
+
+    kind: ClassVar[str] = "learn report"
+
+    method: str
+    pattern: str
+    mask_set_sha256: str
+    source_sha256: str
+    weights_sha256_before: str
+    weights_sha256_after: str
+    statistics_updated: bool
+    layers: tuple[MaskedLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    convolutions: Share
+    parameters: Share
+    macs: Share
+    amdahl_limit: float
+    accuracies: tuple[MethodAccuracy, ...]
+    history: tuple[TrainingPoint, ...]
+    seed: int

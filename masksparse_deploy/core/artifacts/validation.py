@@ -1,0 +1,70 @@
+"""The report of the validate stage."""
+
+from typing import ClassVar
+
+from masksparse_deploy.core.artifacts.document import Document, Interval, Record, Verdict
+
+__all__ = ["AccuracyComparison", "Check", "LayerDeviation", "ValidationReport"]
+
+
+class Check(Record):
+    """One check: `measured` against `bound` (proved) or `tolerance` (chosen); `detail` is a sentence for people."""
+
+    name: str
+    measured: float | None
+    bound: float | None
+    tolerance: float | None
+    unit: str
+    verdict: Verdict
+    detail: str
+
+
+class LayerDeviation(Record):
+    """One layer of the sparse engine fed its own input (teacher forced).
+
+    `rounding_ratio` is the largest |engine - reference| / rounding bound over all elements (at most 1 in order);
+    `deviation` and `deviation_bound` are ||sparse engine output - dense layer output|| and its bound, l2 over one sample, for
+    the sample with the largest ratio of the two; `tightness` is deviation_bound / deviation, None if that is zero.
+    """
+
+    layer: str
+    node: str
+    rounding_ratio: float
+    deviation: float
+    deviation_bound: float
+    tightness: float | None
+    verdict: Verdict
+
+
+class AccuracyComparison(Record):
+    """Top-1 of the dense and the sparse engine on the same samples.
+
+    `drop_points` is 100 (dense - sparse) / total; its interval and that of `flip_rate` are exact (Clopper-Pearson);
+    accuracies are fractions.
+    """
+
+    total: int
+    dense_correct: int
+    sparse_correct: int
+    dense_accuracy: Interval
+    sparse_accuracy: Interval
+    drop_points: float
+    drop_interval: Interval
+    disagreement_count: int
+    flip_rate: float
+    flip_interval: Interval
+
+
+class ValidationReport(Document):
+    """Checks and the verdict: `pass` only if there is at least one check and every check passes."""
+
+    kind: ClassVar[str] = "validation report"
+
+    sparse_engine_sha256: str
+    dense_engine_sha256: str
+    certificate_sha256: str
+    data_sha256: str
+    checks: tuple[Check, ...]
+    layers: tuple[LayerDeviation, ...]
+    accuracy: AccuracyComparison
+    verdict: Verdict

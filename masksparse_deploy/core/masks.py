@@ -1,0 +1,179 @@
+"""Masks and mask sets: frozen values with digests, and their file format."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+from safetensors.numpy import save as save_safetensors
+
+from masksparse_deploy.core.artifacts.document import SkippedLayer
+from masksparse_deploy.core.errors import ArtifactError, MasksparseError
+from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes, write_atomic
+from masksparse_deploy.core.groups import groups_of
+from masksparse_deploy.core.patterns import NMPattern
+
+__all__ = ["LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
+
+SCHEMA_VERSION = 1
+_KEEP = "keep/"
+_STATISTICS = "statistics/"
+
+
+def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 over names, dtypes, shapes and values; the order of the mapping does not matter."""
+    parts = []
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        parts.append(f"{name}|{array.dtype.str}|{array.shape}|{sha256_bytes(array.tobytes())}")
+    return sha256_bytes("\n".join(parts).encode())
+
+
+def _frozen(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    copy = np.array(array, order="C", copy=True)
+    copy.setflags(write=False)
+    return copy
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LayerMask:
+    """Which weights of one layer are kept.
+
+    Attributes:
+        weight_name: the parameter's name in the model, as "layer1.0.conv1.weight".
+        keep: bool, the weight's shape (out_channels, in_channels, kernel_h, kernel_w) or (out_features, in_features).
+        group_axis: the axis along which groups run; 1, the input channels.
+        pattern: the N:M pattern; every group keeps exactly N.
+    """
+
+    weight_name: str
+    keep: npt.NDArray[np.bool_]
+    group_axis: int
+    pattern: NMPattern
+
+    def __post_init__(self) -> None:
+        if self.keep.dtype != np.bool_:
+            raise ArtifactError(f"mask of {self.weight_name}: keep is {self.keep.dtype}, not bool")
+        object.__setattr__(self, "keep", _frozen(self.keep))
+        kept = groups_of(self.keep, axis=self.group_axis, size=self.pattern.m).sum(-1)
+        wrong = int((kept != self.pattern.n).sum())
+        if wrong:
+            raise ArtifactError(
+                f"mask of {self.weight_name}: {wrong} of {kept.size} groups do not keep exactly "
+                f"{self.pattern.n} of {self.pattern.m}"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of name, pattern, axis, shape and kept positions."""
+        head = f"{self.weight_name}|{self.pattern}|{self.group_axis}|{self.keep.shape}|"
+        return sha256_bytes(head.encode() + np.packbits(self.keep).tobytes())
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class MaskSet:
+    """The masks of one model, and for which weights they were made.
+
+    Attributes:
+        layers: weight name -> mask.
+        source_sha256: `fingerprint` of the state dict (parameters and buffers, float) the masks were made for.
+        method: how the masks were chosen, as "magnitude" or "scores".
+        skipped: layers left dense, with reasons.
+        statistics: re-estimated batch-norm running statistics, buffer name -> float32 array; empty if untouched.
+    """
+
+    layers: Mapping[str, LayerMask]
+    source_sha256: str
+    method: str
+    skipped: tuple[SkippedLayer, ...] = ()
+    statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        frozen = {name: _frozen(array) for name, array in self.statistics.items()}
+        object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "statistics", MappingProxyType(frozen))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that changes the deployed network; independent of insertion order."""
+        lines = [self.source_sha256, self.method]
+        lines += [self.layers[name].digest for name in sorted(self.layers)]
+        lines.append(fingerprint(self.statistics))
+        return sha256_bytes("\n".join(lines).encode())
+
+    def to_bytes(self) -> bytes:
+        """The file's content: safetensors with the metadata as JSON; the same values give the same bytes."""
+        header = {
+            "schema_version": SCHEMA_VERSION,
+            "digest": self.digest,
+            "source_sha256": self.source_sha256,
+            "method": self.method,
+            "layers": {n: {"pattern": str(m.pattern), "group_axis": m.group_axis} for n, m in self.layers.items()},
+            "skipped": [layer.model_dump() for layer in self.skipped],
+        }
+        tensors: dict[str, npt.NDArray[Any]] = {_KEEP + name: mask.keep for name, mask in sorted(self.layers.items())}
+        tensors.update({_STATISTICS + name: array for name, array in sorted(self.statistics.items())})
+        return save_safetensors(tensors, metadata={"masksparse": canonical_json(header).decode()})
+
+    def write(self, path: Path) -> None:
+        """Write to `path`, whole or not at all; raises OutputError."""
+        write_atomic(path, self.to_bytes())
+
+
+def read_mask_set(path: Path) -> MaskSet:
+    """Read a mask set.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtifactError: truncated, not a mask set, of another schema version, or its content does not match its digest.
+    """
+    data = require_file(path, "mask set").read_bytes()
+    remedy = "run 'masksparse learn' again"
+    try:
+        tensors = load_safetensors(data)
+        header_bytes = int.from_bytes(data[:8], "little")
+        header = json.loads(json.loads(data[8 : 8 + header_bytes])["__metadata__"]["masksparse"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"mask set {path} is damaged or not a mask set ({_first_line(error)}); {remedy}") from error
+    if header.get("schema_version") != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"mask set {path} has schema version {header.get('schema_version')}; this version reads {SCHEMA_VERSION}: {remedy}"
+        )
+    try:
+        layers = {
+            name: LayerMask(
+                weight_name=name,
+                keep=tensors[_KEEP + name],
+                group_axis=entry["group_axis"],
+                pattern=NMPattern.parse(entry["pattern"]),
+            )
+            for name, entry in header["layers"].items()
+        }
+        skipped = tuple(SkippedLayer.model_validate(entry) for entry in header["skipped"])
+        statistics = {key.removeprefix(_STATISTICS): value for key, value in tensors.items() if key.startswith(_STATISTICS)}
+        masks = MaskSet(
+            layers=layers,
+            source_sha256=header["source_sha256"],
+            method=header["method"],
+            skipped=skipped,
+            statistics=statistics,
+        )
+    except (KeyError, TypeError, ValueError, MasksparseError) as error:
+        raise ArtifactError(f"mask set {path} is damaged ({_first_line(error)}); {remedy}") from error
+    if masks.digest != header["digest"]:
+        raise ArtifactError(
+            f"mask set {path} was changed after it was written: recorded digest {header['digest']}, "
+            f"content digest {masks.digest}; {remedy}"
+        )
+    return masks
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

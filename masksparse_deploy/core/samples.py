@@ -1,0 +1,148 @@
+"""Labelled images as arrays: from an .npz file, a folder of images, or a factory."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.factory import is_factory, load_factory
+from masksparse_deploy.core.masks import fingerprint
+from masksparse_deploy.core.optional import require
+
+__all__ = ["Samples", "read_samples"]
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Images as the network takes them, with their classes.
+
+    Attributes:
+        images: float32 (count, channels, height, width), normalised.
+        labels: int64 (count,).
+    """
+
+    images: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.float32:
+            raise UsageError(
+                f"images are {self.images.dtype} {self.images.shape}, not float32 (count, channels, height, width)"
+            )
+        if self.labels.shape != (len(self.images),):
+            raise UsageError(f"{len(self.images)} images but labels of shape {self.labels.shape}; one label an image is needed")
+        if len(self.images) == 0:
+            raise UsageError("the data set is empty; at least one image is needed")
+        if not np.isfinite(self.images).all():
+            raise ArtifactError("the images hold NaN or infinite values; remove or repair them")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of images and labels."""
+        return fingerprint({"images": self.images, "labels": self.labels})
+
+    def first(self, count: int | None) -> "Samples":
+        """The first `count` samples; all for None."""
+        return self if count is None or count >= len(self) else Samples(self.images[:count], self.labels[:count])
+
+
+def read_samples(
+    source: str,
+    *,
+    folder: Path,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    image_size: int | None = None,
+) -> Samples:
+    """Read a data set.
+
+    Args:
+        source: an .npz file with `images` and `labels`; a folder with one sub-folder of images for each class; or
+            "module:callable" returning (images, labels). Relative paths start at `folder`.
+        folder: where the configuration lies.
+        mean: per channel, subtracted after scaling 8-bit images to [0, 1]; only for 8-bit images.
+        std: per channel, divided by after subtracting `mean`; only for 8-bit images.
+        image_size: height and width that images of a folder are resized and cropped to.
+
+    Images are float32 (count, channels, height, width) and taken as they are, or uint8 (count, height, width[, channels]).
+
+    Raises:
+        UsageError: no such source, or shapes and types that do not fit.
+        ArtifactError: a damaged file, or NaN values.
+    """
+    path = folder / source
+    if path.is_dir():
+        images, labels = _from_folder(path, image_size)
+    elif is_factory(source) and not path.exists():
+        try:
+            images, labels = load_factory(source, folder)()
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{source} must return a pair of arrays (images, labels): {error}") from error
+    else:
+        images, labels = _from_npz(path)
+    try:
+        return Samples(_normalised(np.asarray(images), mean, std), np.asarray(labels).astype(np.int64, casting="same_kind"))
+    except TypeError as error:
+        raise UsageError(f"{source}: labels are {np.asarray(labels).dtype}, not integers") from error
+    except (UsageError, ArtifactError) as error:
+        raise type(error)(f"{source}: {error}") from error
+
+
+def _from_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    if not path.is_file():
+        raise UsageError(f"data {path} does not exist; give an .npz file, a folder of images, or module:callable")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            missing = {"images", "labels"} - set(file.files)
+            if missing:
+                raise UsageError(f"{path} has no array {sorted(missing)[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
+            return file["images"], file["labels"]
+    except (BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
+        raise ArtifactError(f"{path} is damaged or not an .npz file ({error}); make it again") from error
+
+
+def _from_folder(path: Path, image_size: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    if image_size is None:
+        raise UsageError(f"{path} is a folder of images: set data.image_size, the height and width the network takes")
+    image_module = require("PIL.Image", needed_for="reading a folder of images")
+    ops = require("PIL.ImageOps", needed_for="reading a folder of images")
+    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
+    files = [(file, label) for label, entry in enumerate(classes) for file in sorted(entry.iterdir()) if file.is_file()]
+    if not files:
+        raise UsageError(f"{path} holds no images; it needs one sub-folder for each class, with the images in it")
+    pixels = []
+    for file, _ in files:
+        try:
+            with image_module.open(file) as image:
+                pixels.append(np.asarray(ops.fit(image.convert("RGB"), (image_size, image_size))))
+        except OSError as error:
+            raise ArtifactError(f"{file} is not a readable image ({error}); remove or replace it") from error
+    return np.stack(pixels), np.array([label for _, label in files], dtype=np.int64)
+
+
+def _normalised(
+    images: npt.NDArray[Any], mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> npt.NDArray[np.float32]:
+    if images.dtype == np.uint8:
+        if images.ndim == 3:
+            images = images[..., None]
+        if images.ndim != 4:
+            raise UsageError(f"8-bit images have the shape {images.shape}, not (count, height, width[, channels])")
+        scaled = images.astype(np.float32) / np.float32(255)
+        channels = images.shape[-1]
+        for name, values in (("mean", mean), ("std", std)):
+            if values is not None and len(values) != channels:
+                raise UsageError(f"data.{name} has {len(values)} values, the images have {channels} channels")
+        scaled = (scaled - np.float32(mean or 0.0)) / np.float32(std or 1.0)
+        return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
+    if mean is not None or std is not None:
+        raise UsageError(f"data.mean and data.std are for 8-bit images; these are {images.dtype} and taken as they are")
+    return np.ascontiguousarray(images, dtype=np.float32)
