@@ -136,12 +136,12 @@ def _normalised(
             images = images[..., None]
         if images.ndim != 4:
             raise UsageError(f"8-bit images have the shape {images.shape}, not (count, height, width[, channels])")
-        scaled = images.astype(np.float32) / np.float32(255)
         channels = images.shape[-1]
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != channels:
                 raise UsageError(f"data.{name} has {len(values)} values, the images have {channels} channels")
-        scaled = (scaled - np.float32(mean or 0.0)) / np.float32(std or 1.0)
+        offset, scale = (np.asarray(values or [default], np.float32) for values, default in ((mean, 0.0), (std, 1.0)))
+        scaled = (images.astype(np.float32) / np.float32(255) - offset) / scale
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
     if mean is not None or std is not None:
         raise UsageError(f"data.mean and data.std are for 8-bit images; these are {images.dtype} and taken as they are")

@@ -1,0 +1,80 @@
+"""What every backend implements: status, build, open; and what an opened engine can do."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
+from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.progress import Progress, silent
+
+__all__ = ["Backend", "Session"]
+
+Images = npt.NDArray[np.float32]
+
+
+class Session(Protocol):
+    """An engine bound and ready to run: one image input, one or more outputs."""
+
+    @property
+    def input_shape(self) -> tuple[int | None, ...]:
+        """(batch, channels, height, width); None where the engine takes any length."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The model's outputs first, then the exposed intermediate tensors."""
+
+    def run(self, images: Images) -> Mapping[str, npt.NDArray[Any]]:
+        """All outputs for float32 images (count, channels, height, width); any count, in batches as the engine allows."""
+
+    def prepare(self, images: Images) -> Callable[[], None]:
+        """Bind one batch of inputs; each call of the result runs one inference to its end, for timing."""
+
+
+class Backend(Protocol):
+    """A runtime that builds engines from ONNX files and runs them."""
+
+    @property
+    def name(self) -> str:
+        """As in the configuration: "onnxruntime" or "tensorrt"."""
+
+    def status(self) -> BackendStatus:
+        """Whether this backend works here and why not; never raises and never crashes the process."""
+
+    def build(
+        self,
+        onnx_path: Path,
+        folder: Path,
+        options: EngineOptions,
+        *,
+        name: str,
+        expose: tuple[str, ...] = (),
+        progress: Progress = silent,
+    ) -> EngineArtifact:
+        """Build an engine and write the plan, then its metadata as `folder / (name + ".engine.json")`.
+
+        Args:
+            onnx_path: the model, weights inside the file.
+            folder: where plan and metadata are written, whole or not at all.
+            options: what changes the engine.
+            name: stem of the files, as "sparse".
+            expose: intermediate tensors to return besides the model's own outputs.
+            progress: told how far the build is.
+
+        Raises:
+            MachineError: the backend does not work on this machine; says what is missing.
+            ArtifactError: the ONNX file is damaged or the runtime refuses it.
+            UsageError: there is no such file or intermediate tensor.
+        """
+
+    def open(self, metadata_path: Path, *, threads: int = 0) -> AbstractContextManager[Session]:
+        """Load the engine described by `metadata_path` (an engine.json); `threads` 0 means all cores.
+
+        Raises:
+            ArtifactError: the plan is missing, or its digest is not the recorded one (both are shown).
+            MachineError: the backend does not work on this machine.
+        """

@@ -1,0 +1,80 @@
+"""A read-only view of an ONNX graph as NumPy values, for everything that checks files instead of writing them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Graph", "Node", "WeightedLayer"]
+
+Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Node:
+    """One operator; `attributes` hold Python numbers, strings, tuples and NumPy arrays; "" is an input left out."""
+
+    name: str
+    op: str
+    domain: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any]
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Graph:
+    """A model's main graph.
+
+    Attributes:
+        nodes: in topological order, as ONNX demands.
+        constants: initializers and the values of Constant nodes, by name, in their stored dtype.
+        constant_metadata: metadata_props of initializers, by name.
+        inputs: name -> shape of the inputs that are not initializers; None for a dynamic length.
+        outputs: names of the model's outputs.
+        shapes: shapes of all tensors that ONNX shape inference can tell.
+        opsets: domain -> version.
+        metadata: metadata_props of the model.
+        sha256: digest of the file.
+    """
+
+    nodes: tuple[Node, ...]
+    constants: Mapping[str, npt.NDArray[Any]]
+    constant_metadata: Mapping[str, Mapping[str, str]]
+    inputs: Mapping[str, Shape]
+    outputs: tuple[str, ...]
+    shapes: Mapping[str, Shape]
+    opsets: Mapping[str, int]
+    metadata: Mapping[str, str]
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class WeightedLayer:
+    """A convolution or matrix product with a constant weight.
+
+    Attributes:
+        node: the operator.
+        weight_name: name of the constant.
+        weight: stored dtype; (out_channels, in_channels / groups, kernel_h, kernel_w) for a convolution, as stored otherwise.
+        bias: (out_channels,) or None.
+        group_axis: the axis of `weight` that is multiplied and summed over input channels, along which N:M groups run.
+        groups: 1 unless a grouped convolution.
+        consumer_count: how many operator inputs in the file read this constant.
+    """
+
+    node: Node
+    weight_name: str
+    weight: npt.NDArray[Any]
+    bias: npt.NDArray[Any] | None
+    group_axis: int
+    groups: int
+    consumer_count: int
+
+    @property
+    def kernel_positions(self) -> int:
+        """kernel_h x kernel_w for a convolution, 1 for a matrix product."""
+        return int(np.prod(self.weight.shape[2:])) if self.node.op == "Conv" else 1
