@@ -79,10 +79,9 @@ def weighted_layers(graph: Graph) -> tuple[WeightedLayer, ...]:
             continue
         weight = graph.constants[node.inputs[1]]
         bias = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-        if node.op == "Conv":
-            group_axis = 1
-        else:  # MatMul and Gemm multiply x (n, k) by B (k, m); transB stores B as (m, k)
-            group_axis = 1 if node.attributes.get("transB", 0) else max(weight.ndim - 2, 0)
+        # MatMul and Gemm multiply x (n, k) by B (k, m); transB stores B as (m, k), the layout of a convolution
+        by_rows = node.op == "Conv" or node.attributes.get("transB", 0)
+        group_axis = 1 if by_rows else max(weight.ndim - 2, 0)
         layers.append(
             WeightedLayer(
                 node=node,
