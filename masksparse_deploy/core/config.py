@@ -1,6 +1,6 @@
 """The options of every stage: one small frozen class each, with safe defaults. The command line reads its defaults here."""
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 import pydantic
 
@@ -13,11 +13,16 @@ __all__ = [
     "Gates",
     "MaskOptions",
     "ModelOptions",
+    "Options",
     "ProfileOptions",
 ]
 
-Positive = Annotated[int, pydantic.Field(gt=0)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+LARGEST_SEED = 2**32 - 1
+
+
+def _option(default: Any, description: str, **limits: Any) -> Any:
+    """A field whose description is also the help text of its command-line option."""
+    return pydantic.Field(default, description=description, **limits)
 
 
 class Options(pydantic.BaseModel):
@@ -27,53 +32,42 @@ class Options(pydantic.BaseModel):
 
 
 class ModelOptions(Options):
-    """Where the trained model comes from.
+    """Where the trained model comes from."""
 
-    `factory`: "module:callable" returning a torch.nn.Module, from a module beside the configuration or on the path.
-    `weights`: a state dict, safetensors or .pth.
-    """
-
-    factory: str
-    weights: str
+    factory: str = _option(..., "module:callable returning a torch.nn.Module; from the configuration's folder or the path")
+    weights: str = _option(..., "state dict of the trained model: .safetensors, or .pth")
 
 
 class DataOptions(Options):
-    """Training and test images: an .npz file, a folder of images, or "module:callable" (see core.samples.read_samples)."""
+    """Labelled training and test images; the forms are those of core.samples.read_samples."""
 
-    train: str
-    test: str
-    mean: tuple[float, ...] | None = pydantic.Field(default=None, strict=False)
-    std: tuple[float, ...] | None = pydantic.Field(default=None, strict=False)
-    image_size: Positive | None = None
-    train_limit: Positive | None = None
-    test_limit: Positive | None = None
+    train: str = _option(..., "training images: an .npz file, a folder of images, or module:callable")
+    test: str = _option(..., "test images: an .npz file, a folder of images, or module:callable")
+    mean: tuple[float, ...] | None = _option(None, "mean of each channel of 8-bit images, on the scale 0 to 1", strict=False)
+    std: tuple[float, ...] | None = _option(None, "standard deviation of each channel of 8-bit images", strict=False)
+    image_size: int | None = _option(None, "height and width that images of a folder are brought to", gt=0)
+    train_limit: int | None = _option(None, "use only the first so many training images", gt=0)
+    test_limit: int | None = _option(None, "use only the first so many test images", gt=0)
 
 
 class MaskOptions(Options):
-    """How masks are chosen.
+    """How masks are chosen."""
 
-    `include` and `exclude` are globs over layer names; `exclude` wins. `batch_norm`: after `magnitude`, re-estimate batch-norm
-    statistics on training images. The rest steers the learned method: `epochs` (or `max_steps`, whichever ends first),
-    `learning_rate` (peak of a one-cycle schedule, AdamW), `distillation` (weight in [0, 1] of the dense model's soft labels;
-    1 uses no labels), `temperature` (of the distillation), `augment` (random shifts by up to an eighth of the image, and
-    mirroring).
-    """
-
-    pattern: str = "2:4"
-    method: Literal["magnitude", "scores"] = "scores"
-    batch_norm: bool = True
-    include: tuple[str, ...] = pydantic.Field(default=("*",), strict=False)
-    exclude: tuple[str, ...] = pydantic.Field(default=(), strict=False)
-    epochs: Positive = 10
-    max_steps: Positive | None = None
-    batch_size: Positive = 128
-    learning_rate: Annotated[float, pydantic.Field(gt=0)] = 0.02
-    distillation: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.5
-    temperature: Annotated[float, pydantic.Field(gt=0)] = 2.0
-    augment: Literal["none", "shift", "shift-mirror"] = "none"
-    autocast: Literal["none", "bfloat16"] = "none"
-    calibration_count: Positive = 2000
-    seed: Seed = 0
+    pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels")
+    method: Literal["magnitude", "scores"] = _option("scores", "how masks are chosen; the weights stay frozen")
+    batch_norm: bool = _option(True, "after magnitude: re-estimate batch-norm statistics on training images")
+    include: tuple[str, ...] = _option(("*",), "globs of the layers to mask", strict=False)
+    exclude: tuple[str, ...] = _option((), "globs of the layers to leave dense; wins over include", strict=False)
+    epochs: int = _option(10, "passes over the training images of a learned method", gt=0)
+    max_steps: int | None = _option(None, "end learning after so many steps, if that comes first", gt=0)
+    batch_size: int = _option(128, "training images in a step", gt=0)
+    learning_rate: float = _option(0.02, "peak of the one-cycle schedule (AdamW)", gt=0)
+    distillation: float = _option(0.5, "weight of the dense model's soft labels in the loss; 1 needs no labels", ge=0, le=1)
+    temperature: float = _option(2.0, "softmax temperature of the distillation", gt=0)
+    augment: Literal["none", "shift", "shift-mirror"] = _option("none", "random shifts by up to an eighth, and mirroring")
+    autocast: Literal["none", "bfloat16"] = _option("none", "reduced precision while learning")
+    calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
+    seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)
 
     @pydantic.field_validator("pattern", mode="before")
     @classmethod
@@ -85,55 +79,50 @@ class MaskOptions(Options):
 
 
 class BakeOptions(Options):
-    """The ONNX file: `precision` of the weights, and the operator set."""
+    """The ONNX file."""
 
-    precision: Literal["fp32"] = "fp32"
-    opset: Literal[18, 19, 20, 21, 22, 23] = 20
+    precision: Literal["fp32"] = _option("fp32", "precision of the weights in the file")
+    opset: Literal[18, 19, 20, 21, 22, 23] = _option(20, "ONNX operator set")
 
 
 class EngineOptions(Options):
-    """What changes the engine: the backend, the batch it is timed and run at, and CPU threads (0: all cores)."""
+    """What changes the engine."""
 
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = "onnxruntime"
-    batch: Positive = 64
-    threads: Annotated[int, pydantic.Field(ge=0)] = 0
-    workspace_mib: Positive = 1024
+    backend: Literal["auto", "onnxruntime", "tensorrt"] = _option("onnxruntime", "auto: TensorRT where it works")
+    batch: int = _option(64, "samples in an inference", gt=0)
+    threads: int = _option(0, "CPU threads; 0: all cores", ge=0)
+    workspace_mib: int = _option(1024, "scratch memory that TensorRT may use, in MiB", gt=0)
 
 
 class ProfileOptions(Options):
-    """How long and how often to time; `confidence` is the coverage of the interval of the speedup."""
+    """How long and how often to time."""
 
-    rounds: Annotated[int, pydantic.Field(ge=10)] = 100
-    inferences_per_round: Positive = 3
-    warmup: Annotated[int, pydantic.Field(ge=1)] = 10
-    confidence: Annotated[float, pydantic.Field(gt=0.5, lt=1)] = 0.95
-    seed: Seed = 0
+    rounds: int = _option(100, "rounds, each timing both engines in random order", ge=10)
+    inferences_per_round: int = _option(3, "timed inferences of each engine in a round", gt=0)
+    warmup: int = _option(10, "untimed inferences of each engine before", ge=1)
+    confidence: float = _option(0.95, "coverage of the interval of the speedup", gt=0.5, lt=1)
+    seed: int = _option(0, "seed of the order", ge=0, le=LARGEST_SEED)
 
 
 class CertifyOptions(Options):
-    """`sample_count` test images for the per-sample bounds; `grid` is N of the N x N frequency grid of bound (a)."""
+    """How much to prove, and how tightly."""
 
-    sample_count: Positive = 100
-    grid: Annotated[int, pydantic.Field(ge=4)] = 32
+    sample_count: int = _option(100, "test images for the bounds that hold for given samples", gt=0)
+    grid: int = _option(32, "N of the N x N frequency grid of the norm bounds: larger is tighter and slower", ge=4, le=512)
 
 
 class Gates(Options):
-    """What the user demands before deployment.
+    """What the user demands before deployment."""
 
-    `accuracy_drop_points`: largest drop measured on the test set, in percentage points. `flip_rate`: largest share of
-    samples whose top-1 differs between dense and sparse. `layerwise_violations`: layers allowed to leave their bound. With
-    `require_interval` the upper ends of the confidence intervals must meet the gates too, else the verdict is inconclusive.
-    """
-
-    accuracy_drop_points: Annotated[float, pydantic.Field(ge=0)] = 1.0
-    flip_rate: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.05
-    layerwise_violations: Annotated[int, pydantic.Field(ge=0)] = 0
-    require_interval: bool = False
-    confidence: Annotated[float, pydantic.Field(gt=0.5, lt=1)] = 0.95
+    accuracy_drop_points: float = _option(1.0, "largest accuracy drop on the test set, in percentage points", ge=0)
+    flip_rate: float = _option(0.05, "largest share of test images whose top-1 changes", ge=0, le=1)
+    layerwise_violations: int = _option(0, "layers that may leave their bound", ge=0)
+    require_interval: bool = _option(False, "the ends of the confidence intervals must meet the gates too")
+    confidence: float = _option(0.95, "coverage of the intervals", gt=0.5, lt=1)
 
 
 class DeployConfig(Options):
-    """A whole configuration file; relative paths start at the folder of the file, `out` at the working folder."""
+    """A whole configuration file. Relative paths start at the file's folder; `out` starts at the working folder."""
 
     model: ModelOptions
     data: DataOptions
