@@ -1,0 +1,279 @@
+"""One ONNX node applied to arrays: attributes and parameter inputs become arguments of graph.operators."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.graph import operators
+from masksparse_deploy.graph.model import Graph, Node
+
+__all__ = ["apply_node", "axes_of", "conv_geometry", "obstacle", "pool_geometry"]
+
+Array = npt.NDArray[Any]
+# The arrays of a node's inputs; None for an optional input that is left out.
+Inputs = Sequence[Array | None]
+
+# Positions of inputs that must be constants, because they decide shapes.
+_PARAMETER_INPUTS = {
+    "Reshape": (1,),
+    "ReduceMean": (1,),
+    "Squeeze": (1,),
+    "Pad": (1, 2, 3),
+    "Slice": (1, 2, 3, 4),
+    "Clip": (1, 2),
+}
+
+
+def apply_node(node: Node, inputs: Inputs, *, batch: int | None, absolute: bool = False) -> Array:
+    """The first output of a supported operator.
+
+    Args:
+        node: the operator.
+        inputs: its inputs in order; None where an optional one is left out.
+        batch: the batch size fixed in the file, which a Reshape may repeat; None if it is dynamic.
+        absolute: take the absolute values of scalar factors (Gemm's alpha and beta) too.
+    """
+    if node.op == "Reshape":
+        return _reshape(_first(inputs), inputs[1], batch)
+    if node.op == "Gemm":
+        return _gemm(node, inputs, absolute)
+    return _OPERATORS[node.op](node, inputs)
+
+
+def pool_geometry(node: Node, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], operators.Pads]:
+    """Kernel, strides and (top, left, bottom, right) padding of a pooling node for an input of (height, width) `size`."""
+    kernel = tuple(node.attributes["kernel_shape"])
+    strides = tuple(node.attributes.get("strides", (1, 1)))
+    return kernel, strides, _pads(node, size, kernel, strides, (1, 1))
+
+
+def conv_geometry(
+    node: Node, size: Sequence[int], kernel: Sequence[int]
+) -> tuple[tuple[int, ...], operators.Pads, tuple[int, ...]]:
+    """Strides, (top, left, bottom, right) padding and dilations of a Conv node for an input of (height, width) `size`."""
+    strides = tuple(node.attributes.get("strides", (1, 1)))
+    dilations = tuple(node.attributes.get("dilations", (1, 1)))
+    return strides, _pads(node, size, kernel, strides, dilations), dilations
+
+
+def obstacle(node: Node, graph: Graph) -> str | None:
+    """Why `node` cannot be evaluated, or None."""
+    if node.domain not in ("", "ai.onnx"):
+        return f"{node.domain}.{node.op}"
+    if node.op not in _OPERATORS and node.op not in ("Reshape", "Gemm"):
+        return node.op
+    get = node.attributes.get
+    if node.op == "Conv" and len(graph.shapes.get(node.inputs[1], ())) != 4:
+        return "Conv that is not two-dimensional"
+    if node.op in ("MaxPool", "AveragePool"):
+        if len(get("kernel_shape", ())) != 2:
+            return f"{node.op} that is not two-dimensional"
+        if get("ceil_mode", 0) or get("storage_order", 0) or set(get("dilations", (1,))) != {1}:
+            return f"{node.op} with ceil_mode, storage_order or dilations"
+    if node.op == "Pad" and get("mode", "constant") != "constant":
+        return f"Pad with mode {get('mode')}"
+    if node.op == "BatchNormalization" and get("training_mode", 0):
+        return "BatchNormalization in training mode"
+    if node.op == "Dropout" and len(node.inputs) == 3 and np.any(graph.constants.get(node.inputs[2], True)):
+        return "Dropout in training mode"
+    if node.op == "Reshape" and get("allowzero", 0):
+        return "Reshape with allowzero"
+    if sum(bool(name) for name in node.outputs) > 1:
+        return f"{node.op} with {len(node.outputs)} outputs"
+    for position in _PARAMETER_INPUTS.get(node.op, ()):
+        if len(node.inputs) > position and node.inputs[position] and node.inputs[position] not in graph.constants:
+            return f"{node.op} with a computed parameter"
+    return None
+
+
+def axes_of(node: Node, inputs: Inputs, rank: int) -> tuple[int, ...] | None:
+    """The axes of a ReduceMean or Squeeze, not negative, from its attribute (old opsets) or second input; None if not given."""
+    given = node.attributes.get("axes")
+    if given is None:
+        constant = _optional(inputs, 1)
+        given = None if constant is None or constant.size == 0 else constant.tolist()
+    return None if given is None else tuple(sorted(int(axis) % rank for axis in given))
+
+
+def _first(inputs: Inputs) -> Array:
+    return _present(inputs, 0)
+
+
+def _present(inputs: Inputs, position: int) -> Array:
+    array = inputs[position]
+    assert array is not None, "ONNX requires this input, the checker has verified it"
+    return array
+
+
+def _optional(inputs: Inputs, position: int) -> Array | None:
+    return inputs[position] if len(inputs) > position else None
+
+
+def _pads(
+    node: Node, size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> operators.Pads:
+    attributes = node.attributes
+    return operators.resolve_pads(
+        attributes.get("auto_pad", "NOTSET"),
+        attributes.get("pads", (0, 0, 0, 0)),
+        size=size,
+        kernel=kernel,
+        strides=strides,
+        dilations=dilations,
+    )
+
+
+def _conv(node: Node, inputs: Inputs) -> Array:
+    x, weight = _first(inputs), _present(inputs, 1)
+    strides, pads, dilations = conv_geometry(node, x.shape[2:], weight.shape[2:])
+    groups = int(node.attributes.get("group", 1))
+    return operators.convolution(
+        x, weight, _optional(inputs, 2), strides=strides, pads=pads, dilations=dilations, groups=groups
+    )
+
+
+def _gemm(node: Node, inputs: Inputs, absolute: bool) -> Array:
+    a, b, c = _first(inputs), _present(inputs, 1), _optional(inputs, 2)
+    alpha, beta = node.attributes.get("alpha", 1.0), node.attributes.get("beta", 1.0)
+    if absolute:
+        alpha, beta = abs(alpha), abs(beta)
+    a = a.T if node.attributes.get("transA", 0) else a
+    b = b.T if node.attributes.get("transB", 0) else b
+    product: Array = alpha * (a @ b)
+    return product if c is None else product + beta * c
+
+
+def _max_pool(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    kernel, strides, pads = pool_geometry(node, x.shape[2:])
+    return operators.max_pool(x, kernel=kernel, strides=strides, pads=pads)
+
+
+def _average_pool(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    kernel, strides, pads = pool_geometry(node, x.shape[2:])
+    include = bool(node.attributes.get("count_include_pad", 0))
+    return operators.average_pool(x, kernel=kernel, strides=strides, pads=pads, count_include_pad=include)
+
+
+def _global_average_pool(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    mean: Array = x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return mean
+
+
+def _reduce_mean(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    axes = axes_of(node, inputs, x.ndim)
+    if axes is None and node.attributes.get("noop_with_empty_axes", 0):
+        return x
+    mean: Array = x.mean(axis=axes, keepdims=bool(node.attributes.get("keepdims", 1)))
+    return mean
+
+
+def _flatten(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    axis = node.attributes.get("axis", 1)
+    axis = axis + x.ndim if axis < 0 else axis
+    return x.reshape(int(np.prod(x.shape[:axis])), -1)
+
+
+def _reshape(x: Array, shape: Array | None, batch: int | None) -> Array:
+    assert shape is not None, "ONNX requires this input, the checker has verified it"
+    target = [int(length) if length else x.shape[axis] for axis, length in enumerate(shape.tolist())]
+    if batch is not None and target[0] == batch:  # the file repeats its fixed batch size; here any count is computed
+        target[0] = len(x)
+    return x.reshape(target)
+
+
+def _squeeze(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    axes = axes_of(node, inputs, x.ndim)
+    # without axes all of length 1 go, but a batch of one sample is still a batch
+    return x.squeeze(axis=axes if axes is not None else tuple(a for a in range(1, x.ndim) if x.shape[a] == 1))
+
+
+def _pad(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    amounts = node.attributes["pads"] if len(inputs) < 2 else _present(inputs, 1).tolist()
+    given = _optional(inputs, 3)
+    axes = range(x.ndim) if given is None else [int(axis) % x.ndim for axis in given.tolist()]
+    widths = [(0, 0)] * x.ndim
+    for position, axis in enumerate(axes):
+        widths[axis] = (int(amounts[position]), int(amounts[position + len(axes)]))
+    constant = _optional(inputs, 2)
+    value = float(constant.reshape(-1)[0]) if constant is not None else float(node.attributes.get("value", 0.0))
+    crops = tuple(slice(-min(low, 0), length + min(high, 0)) for (low, high), length in zip(widths, x.shape, strict=True))
+    return np.pad(x[crops], [(max(low, 0), max(high, 0)) for low, high in widths], constant_values=value)
+
+
+def _slice(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    starts, ends = (_present(inputs, position).tolist() for position in (1, 2))
+    given_axes, given_steps = _optional(inputs, 3), _optional(inputs, 4)
+    axes = range(len(starts)) if given_axes is None else given_axes.tolist()
+    steps = [1] * len(starts) if given_steps is None else given_steps.tolist()
+    selection = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        length = x.shape[axis]
+        # ONNX counts a negative end from the back once; an end before the first element means "to the front" for steps < 0
+        stop = None if step < 0 and end < -length else end
+        selection[axis] = slice(start, stop, step)
+    return x[tuple(selection)]
+
+
+def _clip(node: Node, inputs: Inputs) -> Array:
+    low = node.attributes.get("min") if len(inputs) < 2 else inputs[1]
+    high = node.attributes.get("max") if len(inputs) < 3 else inputs[2]
+    x = _first(inputs)
+    return x if low is None and high is None else np.clip(x, low, high)
+
+
+def _hard_sigmoid(node: Node, inputs: Inputs) -> Array:
+    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
+    clipped: Array = np.clip(alpha * _first(inputs) + beta, 0, 1)
+    return clipped
+
+
+def _leaky_relu(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    return np.where(x < 0, node.attributes.get("alpha", 0.01) * x, x)
+
+
+def _sigmoid(node: Node, inputs: Inputs) -> Array:
+    return (1 + np.tanh(_first(inputs) / 2)) / 2  # the form that never overflows
+
+
+def _batch_normalization(node: Node, inputs: Inputs) -> Array:
+    x, scale, shift, mean, variance = (_present(inputs, position) for position in range(5))
+    epsilon = node.attributes.get("epsilon", 1e-5)
+    return operators.batch_normalization(x, scale, shift, mean, variance, epsilon=epsilon)
+
+
+_OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
+    "Add": lambda node, inputs: _first(inputs) + _present(inputs, 1),
+    "AveragePool": _average_pool,
+    "BatchNormalization": _batch_normalization,
+    "Clip": _clip,
+    "Concat": lambda node, inputs: np.concatenate(
+        [_present(inputs, position) for position in range(len(inputs))], axis=node.attributes["axis"]
+    ),
+    "Conv": _conv,
+    "Dropout": lambda node, inputs: _first(inputs),
+    "Flatten": _flatten,
+    "GlobalAveragePool": _global_average_pool,
+    "HardSigmoid": _hard_sigmoid,
+    "Identity": lambda node, inputs: _first(inputs),
+    "LeakyRelu": _leaky_relu,
+    "MatMul": lambda node, inputs: _first(inputs) @ _present(inputs, 1),
+    "MaxPool": _max_pool,
+    "Pad": _pad,
+    "ReduceMean": _reduce_mean,
+    "Relu": lambda node, inputs: np.maximum(_first(inputs), 0),
+    "Sigmoid": _sigmoid,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Tanh": lambda node, inputs: np.tanh(_first(inputs)),
+}

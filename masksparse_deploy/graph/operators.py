@@ -1,0 +1,137 @@
+"""The array functions behind the operators of CNN classifiers, in the precision of their input (see graph.evaluate)."""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "average_pool",
+    "batch_normalization",
+    "convolution",
+    "max_pool",
+    "pad_zeros",
+    "resolve_pads",
+    "sliding_windows",
+]
+
+Array = npt.NDArray[Any]
+Pads = tuple[int, int, int, int]
+
+# Patches are gathered for as many samples at a time as fit in here: small enough for a CPU's cache, large enough for BLAS.
+_PATCH_BYTES = 8 << 20
+
+
+def resolve_pads(
+    auto_pad: str,
+    pads: Sequence[int],
+    *,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    dilations: Sequence[int],
+) -> Pads:
+    """The padding (top, left, bottom, right) that the ONNX attributes `auto_pad` and `pads` mean for an input of `size`."""
+    if auto_pad == "NOTSET":
+        top, left, bottom, right = pads
+        return top, left, bottom, right
+    if auto_pad == "VALID":
+        return 0, 0, 0, 0
+    before, after = [], []
+    for length, extent, stride, dilation in zip(size, kernel, strides, dilations, strict=True):
+        total = max((math.ceil(length / stride) - 1) * stride + (extent - 1) * dilation + 1 - length, 0)
+        small, large = total // 2, total - total // 2
+        before.append(small if auto_pad == "SAME_UPPER" else large)
+        after.append(large if auto_pad == "SAME_UPPER" else small)
+    return before[0], before[1], after[0], after[1]
+
+
+def pad_zeros(x: Array, pads: Pads, *, value: float = 0.0) -> Array:
+    """`x` (count, channels, height, width) with `value` around its height and width."""
+    top, left, bottom, right = pads
+    if not any(pads):
+        return x
+    padded: Array = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=value)
+    return padded
+
+
+def sliding_windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int] = (1, 1)) -> Array:
+    """A view (count, channels, out_height, out_width, kernel_h, kernel_w) of `x` (count, channels, height, width)."""
+    extents = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, extents, axis=(2, 3))
+    view: Array = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    return view
+
+
+def convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    pads: Pads = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """A two-dimensional convolution with zero padding, as ONNX Conv (a cross-correlation).
+
+    Args:
+        x: (count, in_channels, height, width).
+        weight: (out_channels, in_channels / groups, kernel_h, kernel_w), the dtype of `x`.
+        bias: (out_channels,) or None.
+        strides: (height, width).
+        pads: (top, left, bottom, right).
+        dilations: (height, width).
+        groups: input and output channels are split into that many independent convolutions.
+
+    Returns:
+        (count, out_channels, out_height, out_width), the dtype of `x`.
+    """
+    out_channels, group_channels, kernel_h, kernel_w = weight.shape
+    windows = sliding_windows(pad_zeros(x, pads), (kernel_h, kernel_w), strides, dilations)
+    count, channels, out_h, out_w = windows.shape[:4]
+    taps, positions = group_channels * kernel_h * kernel_w, out_h * out_w
+    kernel = weight.reshape(groups, out_channels // groups, taps)
+    out = np.empty((count, groups, out_channels // groups, positions), dtype=x.dtype)
+    step = max(1, _PATCH_BYTES // max(1, channels * kernel_h * kernel_w * positions * x.itemsize))
+    for start in range(0, count, step):
+        part = windows[start : start + step]
+        patches = part.transpose(0, 1, 4, 5, 2, 3).reshape(len(part), groups, taps, positions)
+        np.matmul(kernel, patches, out=out[start : start + step])
+    out = out.reshape(count, out_channels, out_h, out_w)
+    if bias is not None:
+        out += bias[:, None, None]
+    return out
+
+
+def max_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
+    """ONNX MaxPool without dilation: padding never wins."""
+    windows = sliding_windows(pad_zeros(x, pads, value=-np.inf), kernel, strides)
+    highest: Array = functools.reduce(np.maximum, _taps(windows))
+    return highest
+
+
+def average_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: Pads, count_include_pad: bool) -> Array:
+    """ONNX AveragePool without dilation; padded zeros count as elements only with `count_include_pad`."""
+    total: Array = functools.reduce(np.add, _taps(sliding_windows(pad_zeros(x, pads), kernel, strides)))
+    count: Any = math.prod(kernel)
+    if any(pads) and not count_include_pad:
+        ones = np.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
+        count = functools.reduce(np.add, _taps(sliding_windows(pad_zeros(ones, pads), kernel, strides)))
+    average: Array = total / count
+    return average
+
+
+def batch_normalization(x: Array, scale: Array, shift: Array, mean: Array, variance: Array, *, epsilon: float) -> Array:
+    """Inference-mode batch normalization over axis 1; the last four arrays are (channels,)."""
+    shape = (-1,) + (1,) * (x.ndim - 2)
+    factor = scale / np.sqrt(variance + x.dtype.type(epsilon))
+    normalized: Array = (x - mean.reshape(shape)) * factor.reshape(shape) + shift.reshape(shape)
+    return normalized
+
+
+def _taps(windows: Array) -> list[Array]:
+    return [windows[..., row, column] for row in range(windows.shape[-2]) for column in range(windows.shape[-1])]
