@@ -8,7 +8,10 @@ __all__ = ["AccuracyComparison", "Check", "LayerDeviation", "ValidationReport"]
 
 
 class Check(Record):
-    """One check: `measured` against `bound` (proved) or `tolerance` (chosen); `detail` is a sentence for people."""
+    """One check: `measured` against `bound` (proved) or `tolerance` (chosen); `detail` is a sentence for people.
+
+    `decides` is False for a check that can fail the report but whose "inconclusive" does not stand in the way of a pass.
+    """
 
     name: str
     measured: float | None
@@ -17,6 +20,7 @@ class Check(Record):
     unit: str
     verdict: Verdict
     detail: str
+    decides: bool = True
 
 
 class LayerDeviation(Record):
@@ -56,7 +60,7 @@ class AccuracyComparison(Record):
 
 
 class ValidationReport(Document):
-    """Checks and the verdict: `pass` only if there is at least one check and every check passes."""
+    """Checks and the verdict: `pass` only if there is at least one deciding check and every deciding check passes."""
 
     kind: ClassVar[str] = "validation report"
 
