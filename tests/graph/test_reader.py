@@ -1,0 +1,237 @@
+"""The read-only view against graphs written with onnx.helper."""
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.files import sha256_bytes
+from masksparse_deploy.graph.model import Graph
+from masksparse_deploy.graph.reader import parse_graph, read_graph, weighted_layers
+from tests.models.make_onnx import residual_pair, residual_weights
+
+
+def model_of(nodes: list[onnx.NodeProto], constants: dict[str, Any], *, x: list[Any], y: list[Any], **more: Any) -> bytes:
+    """A model with the input "x" and the output "y"."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, y)],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    more.setdefault("opset_imports", [helper.make_opsetid("", 20)])
+    return helper.make_model(graph, ir_version=10, **more).SerializeToString()
+
+
+def parse(data: bytes) -> Graph:
+    return parse_graph(data, name="test.onnx")
+
+
+def test_reads_the_residual_network() -> None:
+    data = residual_pair()[1].SerializeToString()
+    graph = parse(data)
+    assert graph.sha256 == sha256_bytes(data)
+    assert graph.inputs == {"images": (None, 3, 8, 8)}
+    assert graph.outputs == ("logits",)
+    assert graph.opsets == {"": 20}
+    assert graph.metadata["masksparse.role"] == "sparse"
+    assert graph.shapes["layer2.conv1.out"] == (None, 32, 2, 2)
+    assert graph.constant_metadata["layer1.conv1.weight"]["masksparse.pattern"] == "2:4"
+    assert graph.constant_metadata["layer1.conv1.bias"] == {}
+    by_name = {node.name: node for node in graph.nodes}
+    assert by_name["layer2.conv1"].attributes["strides"] == (2, 2)
+    assert by_name["layer2.conv1"].metadata["masksparse.group_axis"] == "1"
+    weights = residual_weights()
+    np.testing.assert_array_equal(graph.constants["stem.weight"], weights["stem.weight"])
+
+    layers = weighted_layers(graph)
+    assert [layer.node.name for layer in layers] == [
+        "stem",
+        "layer1.conv1",
+        "layer1.conv2",
+        "layer2.conv1",
+        "layer2.shortcut",
+        "layer2.conv2",
+        "fc",
+    ]
+    assert {layer.group_axis for layer in layers} == {1}
+    assert {layer.consumer_count for layer in layers} == {1}
+    assert [layer.kernel_positions for layer in layers] == [9, 9, 9, 9, 1, 9, 1]
+    bias = layers[-1].bias
+    assert bias is not None
+    np.testing.assert_array_equal(bias, weights["fc.bias"])
+
+
+def test_constants_are_read_only() -> None:
+    graph = parse(residual_pair()[0].SerializeToString())
+    with pytest.raises(ValueError, match="read-only"):
+        graph.constants["stem.weight"][0] = 0
+
+
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"value": numpy_helper.from_array(np.float32([[2, 3]]))}, np.float32([[2, 3]])),
+        ({"value_float": 2.5}, np.float32(2.5)),
+        ({"value_floats": [1.0, 2.0]}, np.float32([1, 2])),
+        ({"value_int": 7}, np.int64(7)),
+        ({"value_ints": [7, 8]}, np.int64([7, 8])),
+        ({"value_string": "a"}, np.array("a", dtype=np.object_)),
+    ],
+)
+def test_constant_nodes_become_constants(attributes: dict[str, Any], expected: Any) -> None:
+    nodes = [helper.make_node("Constant", [], ["c"], **attributes), helper.make_node("Relu", ["x"], ["y"])]
+    graph = parse(model_of(nodes, {}, x=[1], y=[1]))
+    assert [node.op for node in graph.nodes] == ["Relu"]
+    assert graph.constants["c"].dtype == np.asarray(expected).dtype
+    np.testing.assert_array_equal(graph.constants["c"], expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_reduced_precision_keeps_its_values(dtype: Any) -> None:
+    weight = np.array([[1.5, 0.0, -2.0, 0.25]], dtype=dtype).reshape(4, 1)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["z"], to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+        helper.make_node("MatMul", ["z", "w"], ["u"]),
+        helper.make_node("Cast", ["u"], ["y"], to=TensorProto.FLOAT),
+    ]
+    (layer,) = weighted_layers(parse(model_of(nodes, {"w": weight}, x=["n", 4], y=["n", 1])))
+    np.testing.assert_array_equal(layer.weight.astype(np.float32), weight.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("node", "shape", "axis"),
+    [
+        (helper.make_node("Conv", ["x", "w"], ["y"]), (8, 4, 3, 3), 1),
+        (helper.make_node("Gemm", ["x", "w"], ["y"], transB=1), (8, 4), 1),
+        (helper.make_node("Gemm", ["x", "w"], ["y"]), (4, 8), 0),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), (4, 8), 0),
+        (helper.make_node("MatMul", ["x", "w"], ["y"]), (2, 4, 8), 1),
+    ],
+)
+def test_group_axis_is_the_axis_summed_over(node: onnx.NodeProto, shape: tuple[int, ...], axis: int) -> None:
+    rank = {"Conv": 4, "Gemm": 2, "MatMul": len(shape)}[node.op_type]
+    x = ["n", 4, 8, 8] if rank == 4 else ["n"] * (rank - 1) + [4]
+    data = model_of([node], {"w": np.ones(shape, np.float32)}, x=x, y=[None] * rank)
+    (layer,) = weighted_layers(parse(data))
+    assert layer.group_axis == axis
+    assert layer.weight.shape[axis] == 4
+
+
+def test_both_names_of_the_standard_domain() -> None:
+    data = model_of(
+        [helper.make_node("Gemm", ["x", "w"], ["y"])],
+        {"w": np.ones((4, 8), np.float32)},
+        x=["n", 4],
+        y=["n", 8],
+        opset_imports=[helper.make_opsetid("ai.onnx", 20)],
+    )
+    graph = parse(data)
+    assert graph.opsets == {"": 20}
+    assert len(weighted_layers(graph)) == 1
+
+
+def test_grouped_convolution_and_shared_weight() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["a"], group=2),
+        helper.make_node("Conv", ["a", "w"], ["y"], group=2),
+    ]
+    data = model_of(nodes, {"w": np.ones((8, 4, 1, 1), np.float32)}, x=["n", 8, 4, 4], y=["n", 8, 4, 4])
+    first, second = weighted_layers(parse(data))
+    assert (first.groups, first.consumer_count, second.consumer_count) == (2, 2, 2)
+    assert (first.node.name, second.node.name) == ("Conv_0", "Conv_1")
+
+
+def test_a_body_that_reads_the_weight_is_counted() -> None:
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["t"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("t", TensorProto.FLOAT, None)],
+    )
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["e"])], "else", [], [helper.make_tensor_value_info("e", TensorProto.FLOAT, None)]
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"]),
+        helper.make_node("If", ["flag"], ["b"], then_branch=body, else_branch=other),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    constants = {"w": np.eye(4, dtype=np.float32), "flag": np.array(True)}
+    (layer,) = weighted_layers(parse(model_of(nodes, constants, x=["n", 4], y=["n", 4])))
+    assert layer.consumer_count == 2
+
+
+def test_local_functions_are_inlined() -> None:
+    function = helper.make_function(
+        "local", "Block", ["a", "b"], ["c"], [helper.make_node("Conv", ["a", "b"], ["c"])], [helper.make_opsetid("", 20)]
+    )
+    data = model_of(
+        [helper.make_node("Block", ["x", "w"], ["y"], domain="local")],
+        {"w": np.ones((4, 4, 1, 1), np.float32)},
+        x=["n", 4, 2, 2],
+        y=["n", 4, 2, 2],
+        functions=[function],
+        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("local", 1)],
+    )
+    (layer,) = weighted_layers(parse(data))
+    assert layer.weight_name == "w"
+
+
+def test_unnamed_nodes_get_names_that_are_free() -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["y"], name="Relu_0")]
+    graph = parse(model_of(nodes, {}, x=[1], y=[1]))
+    assert [node.name for node in graph.nodes] == ["Relu_0_", "Relu_0"]
+
+
+def test_foreign_operators_are_read_but_carry_no_weights() -> None:
+    data = model_of(
+        [helper.make_node("Conv", ["x", "w"], ["y"], domain="vendor")],
+        {"w": np.ones((4, 4, 1, 1), np.float32)},
+        x=["n", 4, 2, 2],
+        y=["n", 4, 2, 2],
+        opset_imports=[helper.make_opsetid("", 20), helper.make_opsetid("vendor", 1)],
+    )
+    graph = parse(data)
+    assert graph.nodes[0].domain == "vendor"
+    assert weighted_layers(graph) == ()
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with pytest.raises(UsageError, match="does not exist"):
+        read_graph(path)
+    whole = residual_pair()[0].SerializeToString()
+    for data in (b"", b"not a model", whole[:1000], whole[: len(whole) // 2], whole[:-10]):
+        path.write_bytes(data)
+        with pytest.raises(ArtifactError, match=r"model\.onnx is damaged or not a valid ONNX file \(.+\); export it again"):
+            read_graph(path)
+
+
+def test_an_initializer_with_too_few_bytes_is_damage() -> None:
+    model = residual_pair()[0]
+    model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
+    with pytest.raises(ArtifactError, match="damaged"):
+        parse(model.SerializeToString())
+
+
+def test_weights_outside_the_file_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save_model(residual_pair()[0], path, save_as_external_data=True, location="model.data", size_threshold=0)
+    with pytest.raises(UsageError, match=r"keeps weights in other files \(stem\.weight"):
+        read_graph(path)
+
+
+def test_sparse_initializers_are_refused() -> None:
+    model = residual_pair()[0]
+    values = numpy_helper.from_array(np.float32([1]), "lonely")
+    indices = numpy_helper.from_array(np.int64([0]), "indices")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [4]))
+    with pytest.raises(UsageError, match="stores lonely as a sparse tensor"):
+        parse(model.SerializeToString())
