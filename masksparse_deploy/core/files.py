@@ -16,6 +16,7 @@ __all__ = [
     "atomic_output",
     "canonical_json",
     "make_folder",
+    "output_error",
     "require_file",
     "sha256_bytes",
     "sha256_file",
@@ -59,7 +60,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     return path
 
 
@@ -79,7 +80,7 @@ def atomic_output(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        raise _output_error(path, error) from error
+        raise output_error(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -95,8 +96,8 @@ def canonical_json(value: Any) -> bytes:
     return (json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _output_error(path: Path, error: OSError) -> OutputError:
-    """What a failed write means to the user."""
+def output_error(path: Path, error: OSError) -> OutputError:
+    """What a failed write to `path` means to the user, with the remedy."""
     if error.errno == errno.ENOSPC:
         free = _free_bytes(path)
         return OutputError(

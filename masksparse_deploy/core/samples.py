@@ -100,7 +100,7 @@ def _from_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     if not path.is_file():
         raise UsageError(f"data {path} does not exist; give an .npz file, a folder of images, or module:callable")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             missing = {"images", "labels"} - set(file.files)
             if missing:
                 raise UsageError(f"{path} has no array {sorted(missing)[0]!r}; it holds {', '.join(file.files) or 'nothing'}")

@@ -1,0 +1,75 @@
+"""masksparse deploy."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from masksparse_deploy.cli.options import json_option
+from masksparse_deploy.cli.render import (
+    bake_lines,
+    certify_lines,
+    engine_lines,
+    learn_lines,
+    profile_lines,
+    stage_row,
+    validate_lines,
+    verdict_line,
+)
+from masksparse_deploy.cli.terminal import console, emit, shown_progress
+from masksparse_deploy.core.artifacts.baking import BakeReport
+from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.validation import ValidationReport
+from masksparse_deploy.engine.select import choose_backend
+from masksparse_deploy.pipeline.config_file import read_config
+from masksparse_deploy.pipeline.job import Job
+from masksparse_deploy.pipeline.run import StageResult, run_chain
+
+__all__ = ["command"]
+
+
+@click.command("deploy")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: that of the configuration]")
+@json_option
+def command(config: Path, out: Path | None, as_json: bool) -> int:
+    """Run the whole chain of CONFIG, a YAML file, and give the verdict; exit code 0 only for pass.
+
+    Stages whose inputs have not changed are not run again; an interrupted run goes on where it stopped.
+    """
+    options = read_config(config)
+    arguments = " ".join(["masksparse", *sys.argv[1:]])
+    job = Job(config=options, folder=config.parent, out=out or Path(options.out), command=arguments)
+    terminal = console()
+
+    def show(result: StageResult) -> None:
+        if as_json or result.stage == "report":
+            return
+        lines = _lines(job, result.stage) if result.status == "done" else ["unchanged"]
+        terminal.print(stage_row(result.stage, lines, result.seconds))
+
+    with shown_progress() as progress:
+        run_chain(job, on_result=show, progress=progress)
+    report = ValidationReport.read(job.out / "validation.json")
+    emit(report, as_json, verdict_line(report, str(job.out / "report.html")))
+    return 0 if report.verdict == "pass" else 1
+
+
+def _lines(job: Job, stage: str) -> list[str]:
+    """What a stage has found, read back from the artifact it wrote."""
+    out = job.out
+    if stage == "learn":
+        return learn_lines(LearnReport.read(out / "learn.json"))
+    if stage == "bake":
+        return bake_lines(BakeReport.read(out / "bake.json"))
+    if stage == "build":
+        _, choice = choose_backend(job.config.engine.backend)
+        return engine_lines(EngineArtifact.read(out / "sparse.engine.json"), choice)
+    if stage == "profile":
+        return profile_lines(ProfileReport.read(out / "profile.json"))
+    if stage == "certify":
+        return certify_lines(Certificate.read(out / "certificate.json"))
+    return validate_lines(ValidationReport.read(out / "validation.json"))

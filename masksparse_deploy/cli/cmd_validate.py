@@ -1,0 +1,61 @@
+"""masksparse validate."""
+
+from pathlib import Path
+
+import click
+
+from masksparse_deploy.cli.options import input_option, json_option, output_option, with_options, with_test_samples
+from masksparse_deploy.cli.render import validate_lines, verdict_line
+from masksparse_deploy.cli.terminal import emit, shown_progress
+from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.config import EngineOptions, Gates
+from masksparse_deploy.core.samples import Samples
+
+__all__ = ["command"]
+
+
+@click.command("validate")
+@input_option("--dense-engine", "dense.engine.json, written by 'masksparse build'.")
+@input_option("--sparse-engine", "sparse.engine.json, written by 'masksparse build'.")
+@input_option("--dense-onnx", "The file that the dense engine was built from.")
+@input_option("--sparse-onnx", "The file that the sparse engine was built from.")
+@input_option("--certificate", "The certificate of the two files.")
+@input_option("--probe", "probe.safetensors: outputs of the PyTorch models, written by 'masksparse bake'.", required=False)
+@with_test_samples
+@with_options(Gates, "gates")
+@with_options(EngineOptions, "engine_options", only=("batch", "threads"))
+@output_option("The report, a JSON file.")
+@json_option
+def command(
+    dense_engine: Path,
+    sparse_engine: Path,
+    dense_onnx: Path,
+    sparse_onnx: Path,
+    certificate: Path,
+    probe: Path | None,
+    samples: Samples,
+    gates: Gates,
+    engine_options: EngineOptions,
+    out: Path,
+    as_json: bool,
+) -> int:
+    """Hold the sparse engine's outputs against reference, bound and gates; exit code 0 only for pass."""
+    from masksparse_deploy.validate.run import validate
+
+    with shown_progress() as progress:
+        report = validate(
+            dense_engine=dense_engine,
+            sparse_engine=sparse_engine,
+            dense_onnx=dense_onnx,
+            sparse_onnx=sparse_onnx,
+            certificate=Certificate.read(certificate),
+            probe=probe,
+            samples=samples,
+            gates=gates,
+            engine_options=engine_options,
+            out=out.parent,
+            progress=progress,
+        )
+    report.write(out)
+    emit(report, as_json, *validate_lines(report), verdict_line(report, str(out)))
+    return 0 if report.verdict == "pass" else 1

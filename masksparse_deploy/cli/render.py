@@ -1,0 +1,174 @@
+"""What the artifacts say, in lines for a terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.markup import escape
+from rich.table import Table
+
+from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport
+from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.document import Interval
+from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
+from masksparse_deploy.core.artifacts.learning import LearnReport, Share
+from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.validation import ValidationReport
+
+__all__ = [
+    "bake_lines",
+    "certify_lines",
+    "doctor_table",
+    "engine_lines",
+    "learn_lines",
+    "lint_table",
+    "profile_lines",
+    "stage_row",
+    "validate_lines",
+    "verdict_line",
+]
+
+_COLOURS = {"pass": "bold green", "fail": "bold red", "inconclusive": "bold yellow"}
+_STATES = {"conforming": "green", "broken claim": "bold red", "wrong axis": "yellow"}
+
+
+def stage_row(stage: str, lines: Sequence[str], seconds: float) -> Table:
+    """One stage of the chain: its name, what it found, and how long it took."""
+    table = Table.grid(padding=(0, 2), expand=True)
+    table.add_column(width=9, style="bold")
+    table.add_column(ratio=1)
+    table.add_column(width=6, justify="right", style="dim")
+    minutes, rest = divmod(round(seconds), 60)
+    for index, line in enumerate(lines):
+        table.add_row(*((stage, line, f"{minutes}:{rest:02d}") if index == 0 else ("", "  " + line, "")))
+    return table
+
+
+def learn_lines(report: LearnReport) -> list[str]:
+    """What was masked, what it did to the accuracy, and what was left dense."""
+    accuracies = {entry.method: entry.correct / entry.total for entry in report.accuracies}
+    dense = accuracies.pop("dense")
+    methods = "   ".join(f"{name} {_percent(value)}" for name, value in accuracies.items())
+    lines = [
+        f"{report.pattern} along input channels: {_share(report.convolutions)} convolutions, "
+        f"{_percent(report.macs.masked / report.macs.total)} of MACs, "
+        f"{_percent(report.parameters.masked / report.parameters.total)} of parameters",
+        f"{methods}   (dense {_percent(dense)})",
+    ]
+    if report.weights_sha256_before == report.weights_sha256_after:
+        statistics = "; batch-norm statistics re-estimated" if report.statistics_updated else ""
+        lines.append(f"weights bit-identical{statistics}")
+    else:
+        lines.append("[bold red]the weights changed[/]: this must not happen; do not deploy")
+    lines += [f"left dense: {escape(layer.name)} ({escape(layer.reason)})" for layer in report.skipped]
+    return lines
+
+
+def bake_lines(report: BakeReport) -> list[str]:
+    """The files and whether every layer conforms."""
+    broken = [layer for layer in report.layers if layer.violation_count]
+    conforming = len(report.layers) - len(broken)
+    head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {conforming} layers conform"
+    return [head + (f", {len(broken)} do not" if broken else ", none lost")]
+
+
+def engine_lines(artifact: EngineArtifact, choice: str = "") -> list[str]:
+    """The backend, why it was chosen, and whether sparse kernels are in use."""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(artifact.versions.items()))
+    lines = [f"{artifact.backend} on {escape(artifact.device.name)}   ({versions})"]
+    if choice:
+        lines.append(escape(choice))
+    lines.append(escape(artifact.sparse_kernels))
+    return lines
+
+
+def profile_lines(report: ProfileReport) -> list[str]:
+    """Latencies, the speedup with its interval, and why the run is invalid where it is."""
+    dense, sparse, speedup = report.dense, report.sparse, report.speedup
+    lines = [
+        f"dense {dense.median_ms:.3f} ms   sparse {sparse.median_ms:.3f} ms   "
+        f"speedup {speedup.ratio:.2f}x {_interval(speedup.interval, 1.0, '.2f')}   batch {report.conditions.batch}",
+        f"p90 {dense.p90_ms:.3f} / {sparse.p90_ms:.3f} ms   p99 {dense.p99_ms:.3f} / {sparse.p99_ms:.3f} ms   "
+        f"{dense.throughput_per_s:,.0f} / {sparse.throughput_per_s:,.0f} samples/s",
+        escape(report.sparse_kernels),
+    ]
+    return lines + [f"[yellow]invalid:[/] {escape(reason)}" for reason in report.invalid_because]
+
+
+def certify_lines(certificate: Certificate) -> list[str]:
+    """How many layers have a bound, and what the end-to-end claims are worth."""
+    lines = [f"{len(certificate.layers)} layer bounds"]
+    for claim in certificate.claims:
+        tightness = f", {claim.tightness:,.1f}x measured" if claim.tightness is not None else ""
+        bound = f"{claim.bound:.3g}{tightness}" if claim.bound is not None else "no bound"
+        colour = {"useful": "green", "vacuous": "yellow", "inconclusive": "yellow"}[claim.status]
+        certified = ""
+        if claim.certified_count is not None and claim.sample_count is not None:
+            certified = f"   certifies {claim.certified_count} of {claim.sample_count} samples"
+        lines.append(f"{escape(claim.name)}: [{colour}]{claim.status}[/] ({bound}){certified}")
+    return lines
+
+
+def validate_lines(report: ValidationReport) -> list[str]:
+    """Layers within their bound, agreement and accuracy, and every check that did not pass."""
+    within = sum(layer.verdict == "pass" for layer in report.layers)
+    accuracy = report.accuracy
+    lines = [
+        f"layerwise {within} of {len(report.layers)} within bound   "
+        f"top-1 agreement {accuracy.total - accuracy.disagreement_count} of {accuracy.total}",
+        f"accuracy {_percent(accuracy.dense_correct / accuracy.total)} -> "
+        f"{_percent(accuracy.sparse_correct / accuracy.total)}, drop {accuracy.drop_points:.2f} "
+        f"{_interval(accuracy.drop_interval, 1.0, '.2f')} points",
+    ]
+    for check in report.checks:
+        if check.verdict != "pass":
+            lines.append(f"[{_COLOURS[check.verdict]}]{check.verdict}[/] {escape(check.name)}: {escape(check.detail)}")
+    return lines
+
+
+def verdict_line(report: ValidationReport, path: str) -> str:
+    """The verdict, and where to read on."""
+    return f"[{_COLOURS[report.verdict]}]{report.verdict.upper()}[/]      {escape(path)}"
+
+
+def lint_table(report: LintReport) -> Iterable[Table | str]:
+    """One row a layer, then the counts and the Amdahl limit."""
+    total = sum(layer.mac_count or 0 for layer in report.layers)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("layer", "weight", "MACs", "state", "why"):
+        table.add_column(column, justify="right" if column == "MACs" else "left", overflow="fold")
+    for layer in report.layers:
+        share = f"{layer.mac_count / total:.1%}" if layer.mac_count is not None and total else "?"
+        state = f"[{_STATES[layer.state]}]{layer.state}[/]" if layer.state in _STATES else layer.state
+        table.add_row(escape(layer.node), "x".join(map(str, layer.shape)), share, state, escape(layer.why))
+    counts: dict[str, int] = {}
+    for layer in report.layers:
+        counts[layer.state] = counts.get(layer.state, 0) + 1
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
+    limit = "unknown" if report.amdahl_limit is None else f"{report.amdahl_limit:.2f}x at most"
+    yield table
+    yield f"{len(report.layers)} layers with weights: {summary}. If every conforming layer ran at its ideal speed: {limit}."
+
+
+def doctor_table(statuses: Sequence[BackendStatus]) -> Table:
+    """One row a backend: whether it works, on what, and why not."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("backend", "works", "device", "versions and remedies"):
+        table.add_column(column, overflow="fold")
+    for status in statuses:
+        versions = ", ".join(f"{name} {version}" for name, version in sorted(status.versions.items()))
+        device = status.device.name if status.device is not None else "-"
+        words = "; ".join(text for text in (status.reason, versions) if text)
+        table.add_row(status.backend, "[green]yes[/]" if status.available else "[yellow]no[/]", escape(device), escape(words))
+    return table
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"
+
+
+def _share(share: Share) -> str:
+    return f"{share.masked} of {share.total}"
+
+
+def _interval(interval: Interval, scale: float, spec: str) -> str:
+    # The opening bracket would start rich markup.
+    return escape(f"[{interval.low * scale:{spec}}, {interval.high * scale:{spec}}]")

@@ -1,0 +1,55 @@
+"""Where text goes: results on stdout, progress on stderr."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from masksparse_deploy.core.artifacts.document import Document
+from masksparse_deploy.core.progress import Progress
+
+__all__ = ["console", "emit", "shown_progress"]
+
+PLAIN_WIDTH = 120
+
+
+def console() -> Console:
+    """Standard output; lines are not broken at 80 columns where it is not a terminal."""
+    out = Console(highlight=False)
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, width=PLAIN_WIDTH)
+    return out
+
+
+def emit(document: Document, as_json: bool, *renderables: Any) -> None:
+    """Print a result: as JSON, or as `renderables`."""
+    if as_json:
+        click.echo(document.to_bytes().decode(), nl=False)
+        return
+    out = console()
+    for renderable in renderables:
+        out.print(renderable)
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """A callback that draws progress bars on stderr while the block runs; draws nothing where stderr is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    error = Console(stderr=True)
+    with Bars(*columns, console=error, transient=True, disable=not error.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(description: str, done: int, total: int) -> None:
+            if description not in tasks:
+                for finished in tasks.values():
+                    bars.update(finished, visible=False)
+                tasks.clear()
+                tasks[description] = bars.add_task(description, total=total)
+            bars.update(tasks[description], completed=done, total=total)
+
+        yield show

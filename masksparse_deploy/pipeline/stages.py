@@ -1,0 +1,260 @@
+"""The stages of the chain: what each depends on, what it writes, and how it is run."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from masksparse_deploy.core.artifacts.baking import BakeReport
+from masksparse_deploy.core.config import BakeOptions, ModelOptions, Options
+from masksparse_deploy.core.masks import read_mask_set
+from masksparse_deploy.core.progress import Progress
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.pipeline.job import Job, source_digest
+
+__all__ = ["STAGES", "Stage", "bake_model"]
+
+PROBE_COUNT = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        name: as on the command line.
+        outputs: the files it writes into the output folder, given what the job is.
+        inputs: everything that its outputs depend on, as JSON; digests stand for files.
+        run: does the work.
+    """
+
+    name: str
+    outputs: Callable[[Job], tuple[str, ...]]
+    inputs: Callable[[Job], dict[str, Any]]
+    run: Callable[[Job, Progress], None]
+
+
+def _plain(options: Options) -> dict[str, Any]:
+    return options.model_dump(mode="json")
+
+
+def _learn_inputs(job: Job) -> dict[str, Any]:
+    data = job.config.data
+    return {
+        "model": job.model_digests(),
+        "factory": job.config.model.factory,
+        "data": _plain(data),
+        "train": source_digest(data.train, job.folder),
+        "test": source_digest(data.test, job.folder),
+        "mask": _plain(job.config.mask),
+    }
+
+
+def _learn(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.learn.run import learn
+
+    config = job.config
+    learn(config.model, config.data, config.mask, folder=job.folder, out=job.out, progress=progress)
+
+
+def _bake_inputs(job: Job) -> dict[str, Any]:
+    return {
+        "model": job.model_digests(),
+        "factory": job.config.model.factory,
+        "masks": job.digest("masks.safetensors"),
+        "test": _test_inputs(job),
+        "bake": _plain(job.config.bake),
+    }
+
+
+def _bake(job: Job, progress: Progress) -> None:
+    config = job.config
+    bake_model(
+        config.model,
+        job.out / "masks.safetensors",
+        config.bake,
+        job.test,
+        folder=job.folder,
+        out=job.out,
+        progress=progress,
+    )
+
+
+def bake_model(
+    model_options: ModelOptions,
+    masks: Path,
+    options: BakeOptions,
+    samples: Samples,
+    *,
+    folder: Path,
+    out: Path,
+    progress: Progress,
+) -> BakeReport:
+    """Load the trained model and bake a mask set into it; the first few samples become the probe.
+
+    Args:
+        model_options: the trained model; relative paths start at `folder`.
+        masks: the mask set.
+        options: of the bake stage.
+        samples: images as the network takes them.
+        folder: where the configuration lies.
+        out: the output folder.
+        progress: told how far the work is.
+
+    Raises:
+        MasksparseError: as learn.model.load_model and bake.run.bake do.
+    """
+    from masksparse_deploy.bake.run import bake
+    from masksparse_deploy.learn.model import load_model, state_fingerprint
+
+    mask_set = read_mask_set(masks)
+    model = load_model(model_options, folder)
+    probe = samples.images[:PROBE_COUNT]
+    return bake(
+        model,
+        mask_set,
+        options,
+        example_shape=(probe.shape[1], probe.shape[2], probe.shape[3]),
+        source_sha256=state_fingerprint(model),
+        out=out,
+        probe_images=probe,
+        progress=progress,
+    )
+
+
+def _build_inputs(job: Job) -> dict[str, Any]:
+    from masksparse_deploy.engine.select import choose_backend
+
+    backend, _ = choose_backend(job.config.engine.backend)
+    status = backend.status()
+    return {
+        "dense": job.digest("dense.onnx"),
+        "sparse": job.digest("sparse.onnx"),
+        "engine": _plain(job.config.engine),
+        "backend": status.model_dump(mode="json"),
+    }
+
+
+def _build(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.engine.select import choose_backend
+
+    backend, _ = choose_backend(job.config.engine.backend)
+    for name in ("dense", "sparse"):
+        backend.build(job.out / f"{name}.onnx", job.out, job.config.engine, name=name, progress=progress)
+
+
+def _build_outputs(job: Job) -> tuple[str, ...]:
+    from masksparse_deploy.core.artifacts.engines import EngineArtifact
+
+    names = []
+    for name in ("dense.engine.json", "sparse.engine.json"):
+        names += [name, EngineArtifact.read(job.out / name).plan]
+    return tuple(names)
+
+
+def _test_inputs(job: Job) -> dict[str, Any]:
+    return {"source": source_digest(job.config.data.test, job.folder), "options": _plain(job.config.data)}
+
+
+def _profile_inputs(job: Job) -> dict[str, Any]:
+    return {
+        "dense": job.digest("dense.engine.json"),
+        "sparse": job.digest("sparse.engine.json"),
+        "test": _test_inputs(job),
+        "engine": _plain(job.config.engine),
+        "profile": _plain(job.config.profile),
+    }
+
+
+def _profile(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.profiling.compare import profile_pair
+
+    report = profile_pair(
+        job.out / "dense.engine.json",
+        job.out / "sparse.engine.json",
+        job.test.images,
+        job.config.engine,
+        job.config.profile,
+        progress=progress,
+    )
+    report.write(job.out / "profile.json")
+
+
+def _certify_inputs(job: Job) -> dict[str, Any]:
+    return {
+        "dense": job.digest("dense.onnx"),
+        "sparse": job.digest("sparse.onnx"),
+        "test": _test_inputs(job),
+        "certify": _plain(job.config.certify),
+    }
+
+
+def _certify(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.certify.run import certify
+
+    certificate = certify(job.out / "dense.onnx", job.out / "sparse.onnx", job.test, job.config.certify, progress=progress)
+    certificate.write(job.out / "certificate.json")
+
+
+def _validate_inputs(job: Job) -> dict[str, Any]:
+    files = ("dense.engine.json", "sparse.engine.json", "dense.onnx", "sparse.onnx", "certificate.json", "probe.safetensors")
+    return {
+        "files": {name: job.digest(name) for name in files},
+        "test": _test_inputs(job),
+        "engine": _plain(job.config.engine),
+        "gates": _plain(job.config.gates),
+    }
+
+
+def _validate(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.core.artifacts.certificate import Certificate
+    from masksparse_deploy.validate.run import validate
+
+    report = validate(
+        dense_engine=job.out / "dense.engine.json",
+        sparse_engine=job.out / "sparse.engine.json",
+        dense_onnx=job.out / "dense.onnx",
+        sparse_onnx=job.out / "sparse.onnx",
+        certificate=Certificate.read(job.out / "certificate.json"),
+        probe=job.out / "probe.safetensors",
+        samples=job.test,
+        gates=job.config.gates,
+        engine_options=job.config.engine,
+        out=job.out,
+        progress=progress,
+    )
+    report.write(job.out / "validation.json")
+
+
+_REPORTED = (
+    "learn.json",
+    "bake.json",
+    "dense.engine.json",
+    "sparse.engine.json",
+    "profile.json",
+    "certificate.json",
+    "validation.json",
+)
+
+
+def _report_inputs(job: Job) -> dict[str, Any]:
+    return {"files": {name: job.digest(name) for name in _REPORTED}, "config": _plain(job.config)}
+
+
+def _report(job: Job, progress: Progress) -> None:
+    raise AssertionError("replaced below")
+
+
+def _fixed(*names: str) -> Callable[[Job], tuple[str, ...]]:
+    return lambda job: names
+
+
+STAGES = (
+    Stage("learn", _fixed("masks.safetensors", "learn.json"), _learn_inputs, _learn),
+    Stage("bake", _fixed("dense.onnx", "sparse.onnx", "probe.safetensors", "bake.json"), _bake_inputs, _bake),
+    Stage("build", _build_outputs, _build_inputs, _build),
+    Stage("profile", _fixed("profile.json"), _profile_inputs, _profile),
+    Stage("certify", _fixed("certificate.json"), _certify_inputs, _certify),
+    Stage("validate", _fixed("validation.json"), _validate_inputs, _validate),
+    Stage("report", _fixed("report.html"), _report_inputs, _report),
+)

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from masksparse_deploy.core.artifacts.document import SkippedLayer
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.masks import LayerMask, MaskSet, fingerprint, read_mask_set
+from masksparse_deploy.core.patterns import NMPattern
+
+PATTERN = NMPattern(n=2, m=4)
+
+
+def layer_mask(name: str, seed: int = 0) -> LayerMask:
+    scores = np.random.default_rng(seed).random((4, 8, 3, 3))
+    keep = PATTERN.keep_largest(scores, group_axis=1)
+    return LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=PATTERN)
+
+
+def mask_set(order: tuple[str, ...] = ("a.weight", "b.weight")) -> MaskSet:
+    return MaskSet(
+        layers={name: layer_mask(name, seed=ord(name[0])) for name in order},
+        source_sha256="0" * 64,
+        method="magnitude",
+        skipped=(SkippedLayer(name="stem", reason="3 input channels", weight_count=27, mac_count=270),),
+        statistics={"bn.running_mean": np.arange(4, dtype=np.float32)},
+    )
+
+
+def test_a_mask_set_survives_the_disk(tmp_path: Path) -> None:
+    written = mask_set()
+    written.write(tmp_path / "m.safetensors")
+    read = read_mask_set(tmp_path / "m.safetensors")
+    assert read.digest == written.digest
+    assert read.skipped == written.skipped
+    assert list(read.layers) == list(written.layers)
+    for name, mask in read.layers.items():
+        np.testing.assert_array_equal(mask.keep, written.layers[name].keep)
+    np.testing.assert_array_equal(read.statistics["bn.running_mean"], np.arange(4))
+
+
+def test_identity_does_not_depend_on_insertion_order_but_on_content() -> None:
+    assert mask_set(("a.weight", "b.weight")).digest == mask_set(("b.weight", "a.weight")).digest
+    assert mask_set(("a.weight",)).digest != mask_set().digest
+    moved = MaskSet(layers=mask_set().layers, source_sha256="1" * 64, method="magnitude")
+    assert moved.digest != mask_set().digest
+
+
+def test_writing_twice_gives_the_same_bytes() -> None:
+    assert mask_set().to_bytes() == mask_set(("b.weight", "a.weight")).to_bytes()
+
+
+def test_keep_is_a_read_only_copy() -> None:
+    source = PATTERN.keep_largest(np.random.default_rng(0).random((4, 8)), group_axis=1)
+    mask = LayerMask(weight_name="w", keep=source, group_axis=1, pattern=PATTERN)
+    source[:] = False
+    assert mask.keep.any()
+    with pytest.raises(ValueError, match="read-only"):
+        mask.keep[0, 0] = True
+
+
+def test_a_mask_that_keeps_three_of_four_is_refused() -> None:
+    keep = layer_mask("w").keep.copy()
+    keep[0, :4, 0, 0] = [True, True, True, False]
+    with pytest.raises(ArtifactError, match="1 of 72 groups do not keep exactly 2 of 4"):
+        LayerMask(weight_name="w", keep=keep, group_axis=1, pattern=PATTERN)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
+def test_a_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "m.safetensors"
+    data = mask_set().to_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_mask_set(path)
+
+
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    data = bytearray(mask_set().to_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError):
+        read_mask_set(path)
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        read_mask_set(tmp_path / "none.safetensors")
+
+
+def test_fingerprint_sees_names_shapes_dtypes_and_values() -> None:
+    base = {"a": np.zeros((2, 3), np.float32)}
+    others = [
+        {"b": np.zeros((2, 3), np.float32)},
+        {"a": np.zeros((3, 2), np.float32)},
+        {"a": np.zeros((2, 3), np.int32)},
+        {"a": np.full((2, 3), 1e-30, np.float32)},
+    ]
+    assert len({fingerprint(arrays) for arrays in [base, *others]}) == 5

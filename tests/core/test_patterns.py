@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.groups import groups_of, ungroup
+from masksparse_deploy.core.patterns import NMPattern
+
+TWO_FOUR = NMPattern(n=2, m=4)
+
+
+@st.composite
+def patterns(draw: st.DrawFn) -> NMPattern:
+    m = draw(st.integers(1, 8))
+    return NMPattern(n=draw(st.integers(1, m)), m=m)
+
+
+@given(patterns(), st.data())
+def test_keep_largest_keeps_exactly_n_and_the_most_magnitude(pattern: NMPattern, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(0, 2))
+    shape = [2, 3, 2]
+    shape[axis] = pattern.m * data.draw(st.integers(1, 3))
+    scores = data.draw(npst.arrays(np.float64, shape, elements=st.floats(0, 10)))
+    keep = pattern.keep_largest(scores, group_axis=axis)
+    grouped = groups_of(keep, axis=axis, size=pattern.m)
+    assert (grouped.sum(-1) == pattern.n).all()
+    assert pattern.count_violations(keep, group_axis=axis) == 0
+    # Best of all admissible rows, by enumeration; sums of the same terms in another order differ by rounding only.
+    book = pattern.codebook().astype(np.float64)
+    best = (groups_of(scores, axis=axis, size=pattern.m) @ book.T).max(-1)
+    kept = (groups_of(scores, axis=axis, size=pattern.m) * grouped).sum(-1)
+    np.testing.assert_allclose(kept, best, rtol=1e-12)
+
+
+def test_ties_go_to_the_smaller_index() -> None:
+    keep = TWO_FOUR.keep_largest(np.ones((1, 4)), group_axis=1)
+    assert keep.tolist() == [[True, True, False, False]]
+
+
+def test_groups_of_a_kernel_run_along_input_channels() -> None:
+    kernel = np.arange(2 * 8 * 3 * 3).reshape(2, 8, 3, 3)
+    groups = groups_of(kernel, axis=1, size=4)
+    assert groups.shape == (2, 3, 3, 2, 4)
+    assert groups[1, 2, 0, 1].tolist() == kernel[1, 4:8, 2, 0].tolist()
+    np.testing.assert_array_equal(ungroup(groups, axis=1), kernel)
+
+
+def test_a_fifth_kept_weight_is_counted() -> None:
+    keep = TWO_FOUR.keep_largest(np.random.default_rng(0).random((4, 8, 3, 3)), group_axis=1)
+    row = np.argmin(keep[0, :4, 0, 0])
+    broken = keep.copy()
+    broken[0, row, 0, 0] = True
+    assert TWO_FOUR.count_violations(broken, group_axis=1) == 1
+
+
+def test_codebook_of_two_four_has_six_rows() -> None:
+    book = TWO_FOUR.codebook()
+    assert book.shape == (6, 4)
+    assert len({tuple(row) for row in book.tolist()}) == 6
+    assert (book.sum(1) == 2).all()
+
+
+@pytest.mark.parametrize("text", ["2:4", " 1:16 ", "4:8"])
+def test_parse_and_text_agree(text: str) -> None:
+    assert str(NMPattern.parse(text)) == text.strip()
+
+
+@pytest.mark.parametrize(("text", "word"), [("24", "N:M"), ("5:4", "1 <= N <= M"), ("0:4", "1 <= N"), ("2:32", "<= 16")])
+def test_bad_patterns_say_what_is_right(text: str, word: str) -> None:
+    with pytest.raises(UsageError, match=word):
+        NMPattern.parse(text)
+
+
+def test_channels_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(UsageError, match="6 elements: not a multiple of 4"):
+        TWO_FOUR.keep_largest(np.ones((2, 6, 3, 3)), group_axis=1)
