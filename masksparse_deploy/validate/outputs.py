@@ -1,0 +1,157 @@
+"""Outputs of the engines held against references: float64, PyTorch, and the certificate's end-to-end bounds."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_safetensors
+
+from masksparse_deploy.core.artifacts.certificate import Claim
+from masksparse_deploy.core.artifacts.validation import Check
+from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.files import require_file
+
+__all__ = [
+    "FP32_TOLERANCE",
+    "PROBE_TOLERANCE",
+    "check_claim",
+    "check_finite",
+    "check_outputs",
+    "missing_reference",
+    "read_probe",
+    "row_norms",
+]
+
+# Chosen, not proved: 1024 units of FP32 rounding. Errors of that size from rounding alone would need each of hundreds of
+# layers to err in the same direction, while a single layer with weights rounded to FP16 (8192 units each) shows.
+FP32_TOLERANCE = 2.0**-14
+# Both sides round where the reference is PyTorch in float32.
+PROBE_TOLERANCE = 2 * FP32_TOLERANCE
+
+Array = npt.NDArray[Any]
+
+_PROBE_TENSORS = ("images", "dense_outputs", "sparse_outputs")
+
+
+def read_probe(path: Path) -> dict[str, Array]:
+    """The probe of the bake stage: "images", and PyTorch's "dense_outputs" and "sparse_outputs" for them, all float32.
+
+    Raises:
+        UsageError: there is no such file.
+        ArtifactError: damaged, or a tensor is missing.
+    """
+    try:
+        tensors: dict[str, Array] = load_safetensors(require_file(path, "probe").read_bytes())
+    except SafetensorError as error:
+        raise ArtifactError(f"probe {path} is damaged ({error}); run 'masksparse bake' again") from error
+    missing = [name for name in _PROBE_TENSORS if name not in tensors]
+    if missing:
+        raise ArtifactError(f"probe {path} has no tensor {missing[0]!r}; run 'masksparse bake' again")
+    return tensors
+
+
+def row_norms(outputs: Array) -> npt.NDArray[np.float64]:
+    """The l2 norm of every sample's outputs, float64 (count,)."""
+    return np.asarray(np.linalg.norm(outputs.astype(np.float64).reshape(len(outputs), -1), axis=1))
+
+
+def check_finite(dense: Array, sparse: Array) -> Check:
+    """Whether both engines give finite outputs only."""
+    count = int((~np.isfinite(dense)).sum() + (~np.isfinite(sparse)).sum())
+    return Check(
+        name="finite outputs",
+        measured=float(count),
+        bound=None,
+        tolerance=0.0,
+        unit="values",
+        verdict="fail" if count else "pass",
+        detail=f"{count} output values are NaN or infinite" if count else "no output of either engine is NaN or infinite",
+    )
+
+
+def check_outputs(name: str, outputs: Array, reference: Array, *, against: str, tolerance: float = FP32_TOLERANCE) -> Check:
+    """Compare outputs of an engine with reference outputs for the same samples.
+
+    Measured is the largest l2 deviation of a sample, relative to the root mean square of the reference's norms.
+
+    Args:
+        name: of the check.
+        outputs: (count, ...), finite.
+        reference: (count, ...).
+        against: what the reference is, in words.
+        tolerance: chosen, not proved.
+    """
+    if outputs.shape != reference.shape:
+        return Check(
+            name=name,
+            measured=None,
+            bound=None,
+            tolerance=tolerance,
+            unit="relative",
+            verdict="fail",
+            detail=f"the engine's outputs have the shape {outputs.shape}, {against} has {reference.shape}",
+        )
+    scale = float(np.sqrt(np.mean(row_norms(reference) ** 2)))
+    largest = float(row_norms(outputs.astype(np.float64) - reference).max())
+    measured = largest / scale if scale > 0 else largest
+    within = measured <= tolerance
+    relation = "within" if within else "beyond"
+    return Check(
+        name=name,
+        measured=measured,
+        bound=None,
+        tolerance=tolerance,
+        unit="relative",
+        verdict="pass" if within else "fail",
+        detail=f"largest deviation of {len(outputs)} samples from {against}, {relation} the chosen tolerance (not a bound)",
+    )
+
+
+def missing_reference(name: str, reason: str, *, decides: bool) -> Check:
+    """A comparison that could not be made, and why; with `decides` it stands in the way of a pass."""
+    return Check(
+        name=name,
+        measured=None,
+        bound=None,
+        tolerance=None,
+        unit="relative",
+        verdict="inconclusive",
+        detail=reason,
+        decides=decides,
+    )
+
+
+def check_claim(claim: Claim, bound: float, measured: float, slack: float, count: int) -> Check:
+    """Compare the measured distance of the two engines with an end-to-end claim of the certificate.
+
+    A claim is about exact arithmetic. By the triangle inequality the engines may be further apart by how far each of them is
+    from the exact outputs; `slack` is the sum of the two, measured. A vacuous claim is checked like any other: its bound
+    certifies nothing, but a network beyond it would show an error.
+
+    Args:
+        claim: the statement.
+        bound: what it proves.
+        measured: largest ||dense - sparse|| over the samples, l2.
+        slack: largest sum over the samples of the engines' distances from their float64 references.
+        count: samples measured.
+    """
+    allowed = bound + slack
+    within = measured <= allowed
+    times = f"the bound is {allowed / measured:.3g} times the measured distance" if measured > 0 else "no distance measured"
+    if not within:
+        detail = f"the engines are further apart than the proved bound allows, on {count} samples"
+    elif claim.status == "vacuous":
+        detail = f"not violated, but vacuous: the bound is so wide that it certifies no prediction; {times}, on {count} samples"
+    else:
+        detail = f"{times}, on {count} samples"
+    return Check(
+        name=claim.name,
+        measured=measured,
+        bound=allowed,
+        tolerance=None,
+        unit=claim.unit,
+        verdict="pass" if within else "fail",
+        detail=detail,
+    )

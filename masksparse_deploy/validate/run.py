@@ -1,0 +1,195 @@
+"""The validate stage: everything that is known about a deployed pair of engines, and one verdict."""
+
+from pathlib import Path
+
+import numpy as np
+
+from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
+from masksparse_deploy.core.config import EngineOptions, Gates
+from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.engine.select import get_backend
+from masksparse_deploy.graph.evaluate import unsupported_operators
+from masksparse_deploy.validate.deployed import check_conformity, check_weights, read_plan_graph, require_chain
+from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
+from masksparse_deploy.validate.intervals import compare_accuracy
+from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_pairs, uncovered_layers
+from masksparse_deploy.validate.outputs import (
+    PROBE_TOLERANCE,
+    check_claim,
+    check_finite,
+    check_outputs,
+    missing_reference,
+    read_probe,
+    row_norms,
+)
+from masksparse_deploy.validate.pair import Deployed, read_deployed
+from masksparse_deploy.validate.verdict import overall_verdict
+
+__all__ = ["validate"]
+
+LAYERWISE_COUNT = 64
+LAYERS_ENGINE = "sparse-layers"
+
+# Claims of the certificate about the network's outputs; the others are about single layers.
+_END_TO_END = "end-to-end"
+_STEPS = 6
+
+
+def validate(
+    *,
+    dense_engine: Path,
+    sparse_engine: Path,
+    dense_onnx: Path,
+    sparse_onnx: Path,
+    certificate: Certificate,
+    probe: Path | None,
+    samples: Samples,
+    gates: Gates,
+    engine_options: EngineOptions,
+    out: Path,
+    progress: Progress = silent,
+) -> ValidationReport:
+    """Hold the deployed engines against the files, the references, the certificate and the user's gates.
+
+    Args:
+        dense_engine: metadata (engine.json) of the dense engine.
+        sparse_engine: metadata of the sparse engine.
+        dense_onnx: the file the dense engine was built from.
+        sparse_onnx: the file the sparse engine was built from.
+        certificate: proved bounds about the two files.
+        probe: images with PyTorch's outputs, from the bake stage; None where there are none.
+        samples: labelled images for accuracy; the first ones also for the references.
+        gates: what the user demands.
+        engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
+        out: folder for that engine.
+        progress: told how far the work is.
+
+    Raises:
+        ArtifactError: engines, files and certificate do not belong together, or one is damaged.
+        MachineError: the engines' backend does not work on this machine.
+        UsageError: a file is missing, or the samples do not fit the model.
+    """
+    progress("validate", 0, _STEPS)
+    dense = read_deployed("dense", dense_onnx, dense_engine, samples, engine_options.threads)
+    sparse = read_deployed("sparse", sparse_onnx, sparse_engine, samples, engine_options.threads)
+    require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate)
+    checks = _plan_checks(dense, sparse)
+    checks.append(check_finite(dense.outputs, sparse.outputs))
+    progress("validate", 1, _STEPS)
+    layers: tuple[LayerDeviation, ...] = ()
+    # NaN cannot be compared with anything, and its check has failed already
+    if checks[-1].verdict == "pass":
+        checks += _reference_checks(dense, sparse, has_probe=probe is not None)
+        progress("validate", 2, _STEPS)
+        checks += _probe_checks(dense, sparse, probe)
+        progress("validate", 3, _STEPS)
+        checks += _claim_checks(dense, sparse, certificate)
+        progress("validate", 4, _STEPS)
+        found, layers = _layer_checks(dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress)
+        checks += found
+    progress("validate", 5, _STEPS)
+    accuracy = compare_accuracy(dense.outputs.argmax(1), sparse.outputs.argmax(1), samples.labels, gates.confidence)
+    checks += [accuracy_gate(accuracy, gates), flip_gate(accuracy, gates)]
+    progress("validate", _STEPS, _STEPS)
+    return ValidationReport(
+        sparse_engine_sha256=sparse.engine.digest,
+        dense_engine_sha256=dense.engine.digest,
+        certificate_sha256=certificate.digest,
+        data_sha256=samples.digest,
+        checks=tuple(checks),
+        layers=layers,
+        accuracy=accuracy,
+        verdict=overall_verdict(checks),
+    )
+
+
+def _plan_checks(dense: Deployed, sparse: Deployed) -> list[Check]:
+    backend = sparse.engine.backend
+    dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
+    return [
+        check_conformity(sparse.graph, sparse_plan, backend),
+        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, backend),
+        check_weights("weights of the dense plan", dense.graph, dense_plan, backend),
+    ]
+
+
+def _reference_checks(dense: Deployed, sparse: Deployed, *, has_probe: bool) -> list[Check]:
+    checks = []
+    for network in (dense, sparse):
+        name = f"{network.name} engine against float64"
+        missing = unsupported_operators(network.graph)
+        if missing:
+            reason = f"the float64 reference does not cover {', '.join(missing)}"
+            checks.append(missing_reference(name, reason, decides=not has_probe))
+            continue
+        against = f"the {network.name} ONNX file evaluated in float64"
+        checks.append(check_outputs(name, network.outputs[: len(network.reference)], network.reference, against=against))
+    return checks
+
+
+def _probe_checks(dense: Deployed, sparse: Deployed, probe: Path | None) -> list[Check]:
+    tensors = None if probe is None else read_probe(probe)
+    checks = []
+    for network in (dense, sparse):
+        name = f"{network.name} engine against PyTorch"
+        if tensors is None:
+            reason = "no probe file was given, so the engine was not compared with PyTorch"
+            checks.append(missing_reference(name, reason, decides=bool(unsupported_operators(network.graph))))
+            continue
+        outputs, reference = network.run(tensors["images"]), tensors[f"{network.name}_outputs"]
+        against = f"the {network.name} PyTorch model in float32"
+        checks.append(check_outputs(name, outputs, reference, against=against, tolerance=PROBE_TOLERANCE))
+    return checks
+
+
+def _claim_checks(dense: Deployed, sparse: Deployed, certificate: Certificate) -> list[Check]:
+    """The certificate's claims about the network's outputs, on those of its samples that there are references for."""
+    checks = []
+    for claim in certificate.claims:
+        if not claim.name.startswith(_END_TO_END):
+            continue
+        count = claim.sample_count or 0
+        own = {dense.samples.digest, dense.samples.first(count or None).digest}
+        if claim.bound is None or certificate.data_sha256 not in own:
+            reason = claim.detail if claim.bound is None else "the certificate was made for other samples"
+            checks.append(missing_reference(claim.name, f"nothing is proved here: {reason}", decides=False))
+            continue
+        count = min(count or len(dense.reference), len(dense.reference))
+        distances = row_norms(dense.outputs[:count].astype(np.float64) - sparse.outputs[:count])
+        rounding = [row_norms(network.outputs[:count] - network.reference[:count]) for network in (dense, sparse)]
+        checks.append(check_claim(claim, claim.bound, float(distances.max()), float((rounding[0] + rounding[1]).max()), count))
+    return checks
+
+
+def _layer_checks(
+    dense: Deployed,
+    sparse: Deployed,
+    certificate: Certificate,
+    gates: Gates,
+    options: EngineOptions,
+    sparse_onnx: Path,
+    out: Path,
+    progress: Progress,
+) -> tuple[list[Check], tuple[LayerDeviation, ...]]:
+    """Build an engine of the same file that also returns the masked layers, and compare them."""
+    pairs = layer_pairs(dense.graph, sparse.graph, certificate)
+    if not pairs:
+        return [layerwise_gate((), {}, gates)], ()
+    backend = get_backend(sparse.engine.backend)
+    exposed = exposed_tensors(pairs, sparse.graph)
+    engine = backend.build(sparse_onnx, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
+    uncovered = uncovered_layers(pairs, engine)
+    images = sparse.samples.first(LAYERWISE_COUNT).images
+    (input_name,) = sparse.graph.inputs
+    with backend.open(out / f"{LAYERS_ENGINE}.engine.json", threads=options.threads) as session:
+        layers = compare_layers(session, pairs, images, input_name=input_name, uncovered=uncovered, progress=progress)
+        outputs = session.run(images)[session.output_names[0]]
+    same = check_outputs(
+        "deployed engine against the one with exposed layers",
+        sparse.outputs[: len(images)],
+        outputs,
+        against="the engine of the same file that returns its layers too",
+    )
+    return [same, layerwise_gate(layers, uncovered, gates)], layers

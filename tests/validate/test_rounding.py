@@ -1,0 +1,111 @@
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from masksparse_deploy.graph.evaluate import apply_layer
+from masksparse_deploy.graph.model import WeightedLayer
+from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from masksparse_deploy.validate.rounding import gamma, kept_terms, outside_bound, rounding_bound
+
+
+def _layer(op: str, weight: np.ndarray, bias: np.ndarray | None, shape: list[int], **attributes: int) -> WeightedLayer:
+    inputs = ["x", "w"] + (["b"] if bias is not None else [])
+    constants = [numpy_helper.from_array(weight, "w")] + ([numpy_helper.from_array(bias, "b")] if bias is not None else [])
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"], **attributes)],
+        "one layer",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(shape))],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    (layer,) = weighted_layers(parse_graph(model.SerializeToString(), name="one layer"))
+    return layer
+
+
+def _gemm(seed: int, terms: int, scale: float = 1.0) -> tuple[WeightedLayer, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    weight = generator.standard_normal((5, terms), dtype=np.float32) * np.float32(scale)
+    bias = generator.standard_normal(5, dtype=np.float32) * np.float32(scale)
+    x = generator.standard_normal((3, terms), dtype=np.float32)
+    return _layer("Gemm", weight, bias, [3, terms], transB=1), x
+
+
+def _in_order(layer: WeightedLayer, x: np.ndarray, order: np.ndarray, dtype: type) -> np.ndarray:
+    """The layer term by term, every product and sum rounded to `dtype`."""
+    assert layer.bias is not None
+    total = np.zeros((len(x), len(layer.weight)), dtype)
+    for term in order:
+        total = total + x.astype(dtype)[:, term, None] * layer.weight.astype(dtype)[:, term]
+    return total + layer.bias.astype(dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -60, -130]))
+def test_any_order_of_summation_stays_within(seed, terms, exponent):
+    layer, x = _gemm(seed, terms, 2.0**exponent)
+    order = np.random.default_rng(seed).permutation(terms)
+    error = np.abs(_in_order(layer, x, order, np.float32) - apply_layer(layer, x))
+    assert (error <= rounding_bound(layer, x)).all()
+
+
+def test_half_precision_leaves_the_bound():
+    layer, x = _gemm(0, 60)
+    error = np.abs(_in_order(layer, x, np.arange(60), np.float16).astype(np.float64) - apply_layer(layer, x))
+    assert (error > rounding_bound(layer, x)).any()
+
+
+def test_the_bound_is_nearly_reached():
+    # 1 and then terms of 2^-24: each is half a unit in the last place, a tie that rounds to even, so all of them are lost
+    terms = 3000
+    weight, x = np.full((1, terms), 2.0**-24, np.float32), np.ones((1, terms), np.float32)
+    weight[0, 0] = 1
+    layer = _layer("Gemm", weight, np.zeros(1, np.float32), [1, terms], transB=1)
+    error = np.abs(_in_order(layer, x, np.arange(terms), np.float32) - apply_layer(layer, x))
+    assert 0.99 < (error / rounding_bound(layer, x)).max() <= 1
+
+
+def test_zeros_do_not_count():
+    weight = np.zeros((2, 4, 3, 3), np.float32)
+    weight[0, :2] = 1
+    weight[1, 0, 0, 0] = 1
+    layer = _layer("Conv", weight, None, [1, 4, 5, 5], kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    assert kept_terms(layer).tolist() == [18, 1]
+    bound = rounding_bound(layer, np.ones((1, 4, 5, 5), np.float32))
+    # in the middle: (n + 2) u times n ones, with n = 18 and 1; corrections by u and 2^-53 are far below 1e-5
+    assert bound[0, :, 2, 2] == pytest.approx([20 * 18 * 2**-24, 3 * 2**-24], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "transposed"), [("Gemm", {"transB": 1}, False), ("Gemm", {}, True), ("MatMul", {}, True)]
+)
+def test_output_channels_are_found(op, attributes, transposed):
+    weight = np.array([[1, 2, 3], [0, 0, 4]], np.float32)
+    layer = _layer(op, weight.T.copy() if transposed else weight, None, [1, 3], **attributes)
+    assert kept_terms(layer).tolist() == [3, 1]
+    assert rounding_bound(layer, np.ones((1, 3), np.float32)).shape == (1, 2)
+
+
+def test_gamma():
+    assert gamma(np.array([1, 1000]), 2.0**-24) == pytest.approx([2.0**-24, 1000 * 2.0**-24], rel=1e-4)
+    assert (gamma(np.array([1, 1000]), 2.0**-24) > np.array([1, 1000]) * 2.0**-24).all()
+
+
+@pytest.mark.parametrize(
+    ("tactic", "precision", "expected"),
+    [
+        ("Conv", "fp32", None),
+        ("com.microsoft.FusedConv", "fp32", None),
+        ("sm80_xmma_fprop_implicit_gemm_f32f32", "fp32", None),
+        ("ampere_scudnn_winograd_128x128", "fp32", "winograd algorithm"),
+        ("sm80_xmma_fprop_implicit_gemm_tf32tf32", "fp32", "computes in tf32"),
+        ("Conv", "fp16", "computes in fp16"),
+    ],
+)
+def test_what_the_bound_does_not_cover(tactic, precision, expected):
+    reason = outside_bound(tactic, precision)
+    assert reason is None if expected is None else reason is not None and expected in reason
