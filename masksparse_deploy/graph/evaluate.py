@@ -19,6 +19,7 @@ __all__ = [
     "absolute_layer",
     "apply_layer",
     "evaluate",
+    "require_images",
     "unsupported_operators",
 ]
 
@@ -84,7 +85,12 @@ def evaluate(
             don't fit the graph.
     """
     wanted = list(graph.outputs if outputs is None else outputs)
-    _require_evaluable(graph, images, wanted)
+    _require_evaluable(graph)
+    require_images(graph, images)
+    known = {output for node in graph.nodes for output in node.outputs[:1]} | set(graph.inputs)
+    for output in wanted:
+        if output not in known:
+            raise UsageError(f"the graph has no tensor {output!r}; its outputs are {', '.join(graph.outputs)}")
     chunks = []
     for start in range(0, len(images), _CHUNK):
         run = Evaluation(graph, images[start : start + _CHUNK], dtype=dtype, keep=wanted)
@@ -100,6 +106,17 @@ def unsupported_operators(graph: Graph) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
+def require_images(graph: Graph, images: Array) -> None:
+    """Check that `graph` has one input and that `images` (count, ...) fit it; raises UsageError with both shapes."""
+    if len(graph.inputs) != 1:
+        raise UsageError(f"the model has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); exactly one is supported")
+    ((name, shape),) = graph.inputs.items()
+    fits = len(shape) == images.ndim and all(a in (None, b) for a, b in zip(shape[1:], images.shape[1:], strict=True))
+    if not fits:
+        taken = ", ".join("any" if length is None else str(length) for length in ("count", *shape[1:]))
+        raise UsageError(f"images have the shape {images.shape}, the model's input {name!r} takes ({taken})")
+
+
 def apply_layer(layer: WeightedLayer, x: Array) -> Array:
     """The layer's output, float64, for its input `x` (count, ...), bias included, weights read as float64."""
     bias = None if layer.bias is None else layer.bias.astype(np.float64)
@@ -113,20 +130,9 @@ def absolute_layer(layer: WeightedLayer, x: Array) -> Array:
     return apply_node(layer.node, inputs, batch=None, absolute=True)
 
 
-def _require_evaluable(graph: Graph, images: Array, wanted: Sequence[str]) -> None:
+def _require_evaluable(graph: Graph) -> None:
     missing = unsupported_operators(graph)
     if missing:
         raise UsageError(
             f"the float64 reference does not cover {', '.join(missing)}; replace these operators before exporting the model"
         )
-    if len(graph.inputs) != 1:
-        raise UsageError(f"the model has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); exactly one is supported")
-    ((name, shape),) = graph.inputs.items()
-    fits = len(shape) == images.ndim and all(a in (None, b) for a, b in zip(shape[1:], images.shape[1:], strict=True))
-    if not fits:
-        wanted_shape = ", ".join("any" if length is None else str(length) for length in ("count", *shape[1:]))
-        raise UsageError(f"images have the shape {images.shape}, the model's input {name!r} takes ({wanted_shape})")
-    known = {output for node in graph.nodes for output in node.outputs[:1]} | set(graph.inputs)
-    for output in wanted:
-        if output not in known:
-            raise UsageError(f"the graph has no tensor {output!r}; its outputs are {', '.join(graph.outputs)}")

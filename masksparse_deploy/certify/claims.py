@@ -1,0 +1,217 @@
+"""From numbers to claims: what is proved, under which assumptions, and whether it is of any use."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.certify.recursion import LastLayer, Propagation
+from masksparse_deploy.core.artifacts.certificate import Claim, LayerBound
+
+__all__ = [
+    "certified_by_margin",
+    "certified_by_pairs",
+    "data_free_claim",
+    "inconclusive_claim",
+    "layerwise_claim",
+    "sample_claim",
+]
+
+Array = npt.NDArray[Any]
+
+LAYERWISE = "layerwise"
+DATA_FREE = "end-to-end, data-free"
+SAMPLES = "end-to-end, these samples"
+
+_EXACT = "The networks are computed in exact real arithmetic; rounding by an engine comes on top."
+_SLACK = "Bounds are computed in float64 and enlarged by a relative 1e-9 for each operator to allow for its rounding."
+_NORMS = "Convolutions pad with zeros and have inputs of the sizes that the model has for the images of the data set."
+
+
+def certified_by_margin(logits: Array, bounds: Array) -> npt.NDArray[np.bool_]:
+    """Samples whose class cannot change: margin > sqrt(2) bound.
+
+    Two logits move by at most sqrt(2) times the l2 distance of the outputs towards each other. `logits` is (count, classes),
+    of either network; `bounds` (count,).
+    """
+    ordered = np.sort(logits, axis=1)
+    certified: npt.NDArray[np.bool_] = ordered[:, -1] - ordered[:, -2] > math.sqrt(2) * bounds
+    return certified
+
+
+def certified_by_pairs(logits: Array, last: LastLayer) -> npt.NDArray[np.bool_]:
+    """The same from the last layer's weights w~: never weaker at equal bounds of the layer's input.
+
+    With c the dense network's class, z' = f~_last(x_dense) and e the bound of the layer's input distance, the class is
+    certified if z'_c - z'_j > ||w~_c - w~_j|| e for every other class j.
+    """
+    classes = logits.argmax(axis=1)
+    samples = np.arange(len(logits))
+    gaps = last.outputs[samples, classes][:, None] - last.outputs
+    distances = np.linalg.norm(last.rows[classes][:, None, :] - last.rows[None, :, :], axis=2)
+    holds = gaps > distances * last.input_bounds[:, None]
+    holds[samples, classes] = True
+    certified: npt.NDArray[np.bool_] = holds.all(axis=1)
+    return certified
+
+
+def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) -> Claim:
+    """For every input of every masked layer; `gains` are measured ||D * x|| / ||x|| by node name."""
+    if not layers:
+        return inconclusive_claim(
+            LAYERWISE, "The two files hold the same weights and no layer is annotated: nothing is masked."
+        )
+    measured = {layer.node: float(gains[layer.node].max()) for layer in layers if layer.node in gains}
+    ratios = [layer.difference_norm / measured[layer.node] for layer in layers if measured.get(layer.node, 0.0) > 0]
+    worst = max(layers, key=lambda layer: layer.difference_norm)
+    worst_measured = measured.get(worst.node)
+    detail = f"{len(layers)} layers; the largest bound is that of {worst.layer}."
+    if ratios:
+        detail += (
+            f" On the samples the bounds are {np.median(ratios):.2g} times the largest measured gain (median over layers)."
+        )
+    return Claim(
+        name=LAYERWISE,
+        statement=(
+            f"For each of the {len(layers)} masked layers and for every input x of the layer, the l2 distance between the "
+            "dense and the sparse layer's output is at most difference_norm ||x|| + bias_difference sqrt(output_positions), "
+            "with the figures listed for the layer; the largest difference_norm is given as the bound."
+        ),
+        bound=worst.difference_norm,
+        unit="output l2 per input l2",
+        method="operator norms of K - K~: the smallest of bounds (a), (b) and (c) of docs/bounds.md",
+        assumptions=(_EXACT, _NORMS, "Norms are computed in float64 and enlarged by a relative 1e-9 for their rounding."),
+        status="useful",
+        detail=detail,
+        measured=worst_measured,
+        tightness=_tightness(worst.difference_norm, worst_measured),
+        certified_count=None,
+        sample_count=None,
+    )
+
+
+def data_free_claim(bound: float, *, radius: float, run: Propagation, data_sha256: str) -> Claim:
+    """For every input in the ball that holds the data set."""
+    measured = float(_distances(run).max())
+    certified = certified_by_margin(run.dense, np.full(len(run.dense), bound))
+    return _end_to_end(
+        run,
+        name=DATA_FREE,
+        statement=(
+            f"For every input whose l2 norm is at most {radius:.6g}, the l2 distance between the outputs of the dense and the "
+            f"sparse network is at most {bound:.6g}."
+        ),
+        bound=bound,
+        measured=measured,
+        certified=certified,
+        method="recursion over the graph with operator norms alone, ||x|| bounded along with the distance",
+        assumptions=(_EXACT, _NORMS, _SLACK, f"{radius:.6g} is the largest norm in the data set {data_sha256}."),
+        remark="",
+    )
+
+
+def sample_claim(run: Propagation, *, data_sha256: str) -> Claim:
+    """For each of the samples that were propagated."""
+    count = len(run.bounds)
+    measured = _distances(run)
+    _check(run.bounds, measured)
+    certified = certified_by_margin(run.dense, run.bounds)
+    if run.last_layer is not None:
+        certified |= certified_by_pairs(run.dense, run.last_layer)
+    moved = measured > 0
+    ratios = run.bounds[moved] / measured[moved]
+    remark = (
+        f" Over the samples the bound is {np.median(ratios):.3g} times the measured distance (median)." if moved.any() else ""
+    )
+    return _end_to_end(
+        run,
+        name=SAMPLES,
+        statement=(
+            f"For each of the first {count} samples of the data set, the l2 distance between the outputs of the dense and the "
+            f"sparse network is at most that sample's own bound; the largest is {run.bounds.max():.6g}."
+        ),
+        bound=float(run.bounds.max()),
+        measured=float(measured.max()),
+        certified=certified,
+        method=(
+            "recursion over the graph: at each layer the operator norm times the distance so far plus the measured effect of "
+            "the changed weights on the dense network's activations; the smaller of the l2 and the elementwise form"
+        ),
+        assumptions=(_EXACT, _NORMS, _SLACK, f"The samples are the first {count} of the data set {data_sha256}."),
+        remark=remark,
+    )
+
+
+def inconclusive_claim(name: str, detail: str) -> Claim:
+    """A claim for which nothing is proved; `detail` says why."""
+    return Claim(
+        name=name,
+        statement="Nothing is claimed.",
+        bound=None,
+        unit="output l2 per input l2" if name == LAYERWISE else "output l2",
+        method="none",
+        assumptions=(),
+        status="inconclusive",
+        detail=detail,
+        measured=None,
+        tightness=None,
+        certified_count=None,
+        sample_count=None,
+    )
+
+
+def _end_to_end(
+    run: Propagation,
+    *,
+    name: str,
+    statement: str,
+    bound: float,
+    measured: float,
+    certified: npt.NDArray[np.bool_],
+    method: str,
+    assumptions: tuple[str, ...],
+    remark: str,
+) -> Claim:
+    total, kept = len(certified), int(certified.sum())
+    _check(np.array([bound]), np.array([measured]))
+    if (certified & (run.dense.argmax(axis=1) != run.sparse.argmax(axis=1))).any():
+        raise AssertionError("a certified sample changes its predicted class")
+    tightness = _tightness(bound, measured)
+    status: Literal["useful", "vacuous"] = "useful" if kept else "vacuous"
+    if kept:
+        detail = f"It proves for {kept} of {total} samples that masking does not change the predicted class."
+    else:
+        size = "" if tightness is None else f": it is {tightness:.3g} times the largest measured distance"
+        detail = f"Vacuous: true, but it proves of none of the {total} samples that its predicted class stays{size}."
+    return Claim(
+        name=name,
+        statement=statement,
+        bound=bound,
+        unit="output l2",
+        method=method,
+        assumptions=assumptions,
+        status=status,
+        detail=detail + remark,
+        measured=measured,
+        tightness=tightness,
+        certified_count=kept,
+        sample_count=total,
+    )
+
+
+def _distances(run: Propagation) -> Array:
+    distances: Array = np.linalg.norm(run.dense - run.sparse, axis=1)
+    return distances
+
+
+def _tightness(bound: float, measured: float | None) -> float | None:
+    return bound / measured if measured else None
+
+
+def _check(bounds: Array, measured: Array) -> None:
+    """A measured distance above its bound means that the bound is wrong; 1e-12 covers the rounding of what was measured."""
+    worst = int(np.argmax(measured - bounds))
+    if measured[worst] > bounds[worst] + 1e-12 * (1 + measured[worst]):
+        raise AssertionError(f"the bound {bounds[worst]:.9g} is below the measured distance {measured[worst]:.9g}")

@@ -1,0 +1,64 @@
+"""Elementwise distances through one operator: from |x - y| <= u for every element to the same for the outputs.
+
+It complements the l2 constants of certify.lipschitz: neither is always smaller, so the recursion takes the minimum.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.certify.lipschitz import NoRuleError
+from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.nodes import apply_node
+
+__all__ = ["enlarge"]
+
+Array = npt.NDArray[Any]
+
+_SAME = ("Clip", "Dropout", "Identity", "Relu", "Tanh")
+# Operators that move, average or compare elements: applied to distances they give the distances of their outputs.
+_ITSELF = ("AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Squeeze")
+
+
+def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tuple[int, ...], batch: int | None) -> Array:
+    """The distances of the outputs.
+
+    Args:
+        node: an operator for which `lipschitz_rule` has a rule.
+        graph: the graph it is in, for its weights.
+        distances: u >= 0 by tensor name for the variable inputs, float64 (count, ...).
+        shape: of the output, with the count.
+        batch: the batch size fixed in the file, None if it is dynamic.
+    """
+    attributes = node.attributes
+    inputs = [distances[name] if name in distances else graph.constants.get(name) for name in node.inputs]
+    u = distances.get(node.inputs[0])
+    if node.op == "Add":
+        return np.broadcast_to(sum(distances[name] for name in node.inputs if name in distances), shape)
+    if node.op == "Concat":
+        parts = [distances.get(name, np.zeros_like(graph.constants.get(name, 0.0))) for name in node.inputs]
+        return np.concatenate(parts, axis=attributes["axis"])
+    if u is None:
+        raise NoRuleError(f"{node.op} with a computed parameter")
+    if node.op in _SAME:
+        return u
+    if node.op in _ITSELF:
+        return apply_node(node, [u, *inputs[1:]], batch=batch)
+    if node.op in ("Conv", "Gemm", "MatMul"):
+        weight = np.abs(graph.constants[node.inputs[1]].astype(np.float64))
+        return apply_node(node, [u, weight, None], batch=batch, absolute=True)
+    if node.op == "Pad":
+        return apply_node(node, [u, *inputs[1:2], None, *inputs[3:]], batch=batch)
+    if node.op == "LeakyRelu":
+        return u * max(1.0, abs(float(attributes.get("alpha", 0.01))))
+    if node.op == "Sigmoid":
+        return u / 4
+    if node.op == "HardSigmoid":
+        return u * abs(float(attributes.get("alpha", 0.2)))
+    if node.op == "BatchNormalization":
+        scale, _, _, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:])
+        zeros = np.zeros_like(scale)
+        return apply_node(node, [u, np.abs(scale), zeros, zeros, variance], batch=batch)
+    raise NoRuleError(node.op)

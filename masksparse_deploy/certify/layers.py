@@ -1,0 +1,58 @@
+"""One layer at a time: what masking removed, for every input of the layer."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.certify.lipschitz import weight_norm
+from masksparse_deploy.certify.operator_norm import NormCache
+from masksparse_deploy.core.artifacts.certificate import LayerBound
+from masksparse_deploy.graph.model import Graph, WeightedLayer
+
+__all__ = ["known_shapes", "layer_bound"]
+
+Array = npt.NDArray[Any]
+
+
+def layer_bound(
+    dense: WeightedLayer, sparse: WeightedLayer, shapes: Mapping[str, tuple[int, ...]], norms: NormCache
+) -> LayerBound:
+    """The bounds for one masked layer; `shapes` are those of its input and output, without the batch."""
+    node = dense.node
+    source, result = shapes[node.inputs[0]], shapes[node.outputs[0]]
+    kernel, sparse_kernel = dense.weight.astype(np.float64), sparse.weight.astype(np.float64)
+    difference = weight_norm(node, kernel - sparse_kernel, source, norms)
+    return LayerBound(
+        layer=dense.weight_name.removesuffix(".weight"),
+        node=node.name,
+        initializer=dense.weight_name,
+        removed_norm=weight_norm(node, np.where(sparse_kernel != 0, 0, kernel), source, norms).value,
+        difference_norm=difference.value,
+        dense_norm=weight_norm(node, kernel, source, norms).value,
+        sparse_norm=weight_norm(node, sparse_kernel, source, norms).value,
+        bias_difference=_bias_difference(dense, sparse, channels=result[0] if node.op == "Conv" else result[-1]),
+        output_positions=math.prod(result[1:] if node.op == "Conv" else result[:-1]),
+        method=difference.method,
+    )
+
+
+def known_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
+    """Shapes of one sample, without the batch, of all tensors for which the file tells them completely."""
+    known = {}
+    for name, shape in graph.shapes.items():
+        lengths = tuple(length for length in shape[1:] if length is not None)
+        if name not in graph.constants and len(lengths) == len(shape) - 1:
+            known[name] = lengths
+    return known
+
+
+def _bias_difference(dense: WeightedLayer, sparse: WeightedLayer, *, channels: int) -> float:
+    if dense.bias is None or sparse.bias is None:
+        return 0.0
+    difference = dense.bias.astype(np.float64) - sparse.bias.astype(np.float64)
+    # Gemm broadcasts its bias over the rows and, where it is shorter, over the columns
+    spread = np.broadcast_to(difference, np.broadcast_shapes(difference.shape, (channels,)))
+    return float(np.linalg.norm(spread)) * abs(float(dense.node.attributes.get("beta", 1.0)))

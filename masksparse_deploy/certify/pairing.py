@@ -1,0 +1,88 @@
+"""A dense model and its sparse twin, read together and checked to be the same graph."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
+from masksparse_deploy.graph.reader import read_graph, weighted_layers
+
+__all__ = ["Pair", "masked_layers", "pair_graphs", "read_pair"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pair:
+    """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only."""
+
+    dense: Graph
+    sparse: Graph
+
+    def differs(self, node: Node) -> bool:
+        """Whether a constant that `node` reads has another value in the sparse graph."""
+        dense, sparse = self.dense.constants, self.sparse.constants
+        return any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.inputs)
+
+
+def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
+    """Read two ONNX files that the bake stage wrote together.
+
+    Raises:
+        UsageError: a file is missing.
+        ArtifactError: a file is damaged, or the two are not the same graph; names the first difference.
+    """
+    dense, sparse = read_graph(dense_path), read_graph(sparse_path)
+    try:
+        return pair_graphs(dense, sparse)
+    except ArtifactError as error:
+        raise ArtifactError(f"{dense_path} and {sparse_path} {error}") from error
+
+
+def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
+    """The same for graphs already read."""
+    difference = next(_differences(dense, sparse), None)
+    if difference is not None:
+        raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")
+    return Pair(dense=dense, sparse=sparse)
+
+
+def masked_layers(pair: Pair) -> tuple[tuple[WeightedLayer, WeightedLayer], ...]:
+    """(dense, sparse) layers that are annotated with a pattern or whose weights differ, in graph order."""
+    layers = zip(weighted_layers(pair.dense), weighted_layers(pair.sparse), strict=True)
+    return tuple(
+        (dense, sparse)
+        for dense, sparse in layers
+        if "masksparse.pattern" in sparse.node.metadata or not np.array_equal(dense.weight, sparse.weight)
+    )
+
+
+def _differences(dense: Graph, sparse: Graph) -> Iterator[str]:
+    if dict(dense.inputs) != dict(sparse.inputs):
+        yield f"the inputs are {dict(dense.inputs)} and {dict(sparse.inputs)}"
+    if dense.outputs != sparse.outputs:
+        yield f"the outputs are {', '.join(dense.outputs)} and {', '.join(sparse.outputs)}"
+    for one, other in zip(dense.nodes, sparse.nodes, strict=False):
+        for what in ("op", "name", "domain", "inputs", "outputs"):
+            if getattr(one, what) != getattr(other, what):
+                yield f"node {one.name!r} ({one.op}) has {what} {getattr(one, what)!r} and {getattr(other, what)!r}"
+        for key in sorted({*one.attributes, *other.attributes}):
+            first, second = one.attributes.get(key), other.attributes.get(key)
+            if not np.array_equal(np.asarray(first), np.asarray(second)):
+                yield f"node {one.name!r} ({one.op}) has {key} {first} and {second}"
+    if len(dense.nodes) != len(sparse.nodes):
+        yield f"they have {len(dense.nodes)} and {len(sparse.nodes)} nodes"
+    for name in sorted({*dense.constants, *sparse.constants}):
+        yield from _constant_differences(name, dense.constants.get(name), sparse.constants.get(name))
+
+
+def _constant_differences(name: str, dense: npt.NDArray[Any] | None, sparse: npt.NDArray[Any] | None) -> Iterator[str]:
+    if dense is None or sparse is None:
+        yield f"only the {'sparse' if dense is None else 'dense'} file has the weight {name!r}"
+    elif (dense.shape, dense.dtype) != (sparse.shape, sparse.dtype):
+        yield f"{name!r} is {dense.dtype} {dense.shape} and {sparse.dtype} {sparse.shape}"
+    elif not np.issubdtype(dense.dtype, np.floating) and not np.array_equal(dense, sparse):
+        yield f"{name!r}, which is not a weight, has different values"

@@ -1,0 +1,129 @@
+"""The certify stage: two ONNX files and samples in, a certificate out."""
+
+from pathlib import Path
+
+import numpy as np
+
+from masksparse_deploy.certify.claims import (
+    DATA_FREE,
+    SAMPLES,
+    data_free_claim,
+    inconclusive_claim,
+    layerwise_claim,
+    sample_claim,
+)
+from masksparse_deploy.certify.data_free import data_free_bound
+from masksparse_deploy.certify.layers import known_shapes, layer_bound
+from masksparse_deploy.certify.lipschitz import NoRuleError
+from masksparse_deploy.certify.operator_norm import NormCache
+from masksparse_deploy.certify.pairing import Pair, masked_layers, read_pair
+from masksparse_deploy.certify.recursion import Propagation, propagate
+from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, LayerBound
+from masksparse_deploy.core.config import CertifyOptions
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.graph.evaluate import require_images, unsupported_operators
+
+__all__ = ["certify"]
+
+
+def certify(
+    dense_path: Path,
+    sparse_path: Path,
+    samples: Samples,
+    options: CertifyOptions,
+    *,
+    progress: Progress = silent,
+) -> Certificate:
+    """Bound how far the sparse file's network can be from the dense file's.
+
+    Args:
+        dense_path: ONNX file of the dense network.
+        sparse_path: its masked twin: the same graph with other weights.
+        samples: images as the network takes them; the first `options.sample_count` are propagated, the largest norm of all is
+            the radius of the data-free claim.
+        options: number of samples and the frequency grid.
+        progress: called as the work goes on.
+
+    Raises:
+        UsageError: a file is missing, or the images don't fit the model.
+        ArtifactError: a file is damaged or holds NaN, or the two files don't belong together.
+    """
+    pair = read_pair(dense_path, sparse_path)
+    _require_finite(pair, dense_path, sparse_path)
+    require_images(pair.dense, samples.images)
+    if len(pair.dense.outputs) != 1:
+        raise UsageError(
+            f"{dense_path} has {len(pair.dense.outputs)} outputs ({', '.join(pair.dense.outputs)}); certify needs one"
+        )
+    norms = NormCache(grid=options.grid)
+    missing = unsupported_operators(pair.dense)
+    run = None if missing else propagate(pair, samples.first(options.sample_count).images, norms, progress=progress)
+    shapes = known_shapes(pair.dense) if run is None else dict(run.shapes)
+    layers = _layers(pair, shapes, norms, progress)
+    return Certificate(
+        dense_sha256=pair.dense.sha256,
+        sparse_sha256=pair.sparse.sha256,
+        data_sha256=samples.digest,
+        layers=layers,
+        claims=(
+            layerwise_claim(layers, {} if run is None else run.gains),
+            *_end_to_end_claims(pair, run, missing, samples, norms),
+        ),
+        unsupported=missing if run is None else run.missing,
+    )
+
+
+def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, progress: Progress) -> tuple[LayerBound, ...]:
+    masked = masked_layers(pair)
+    bounds = []
+    for index, (dense, sparse) in enumerate(masked):
+        progress("bounding layers", index, len(masked))
+        if not {dense.node.inputs[0], dense.node.outputs[0]} <= shapes.keys():
+            raise UsageError(
+                f"the image size at {dense.node.name} is not in the ONNX file; export the model with a fixed height and width"
+            )
+        try:
+            bounds.append(layer_bound(dense, sparse, shapes, norms))
+        except NoRuleError as error:
+            raise UsageError(f"{dense.node.name} is masked, and there is no bound for {error}; leave it dense") from error
+    progress("bounding layers", len(masked), len(masked))
+    return tuple(bounds)
+
+
+def _end_to_end_claims(
+    pair: Pair, run: Propagation | None, missing: tuple[str, ...], samples: Samples, norms: NormCache
+) -> tuple[Claim, Claim]:
+    if run is None or run.missing:
+        names = ", ".join(missing if run is None else run.missing)
+        reason = f"The network recursion has no rule for {names}; only the layerwise claim holds for this network."
+        return inconclusive_claim(DATA_FREE, reason), inconclusive_claim(SAMPLES, reason)
+    if run.dense.ndim != 2 or run.dense.shape[1] < 2:
+        reason = (
+            f"The output has the shape {run.dense.shape[1:]} for each sample, not (classes,): there is no class to certify."
+        )
+        return inconclusive_claim(DATA_FREE, reason), inconclusive_claim(SAMPLES, reason)
+    flat = samples.images.reshape(len(samples), -1)
+    radius = float(max(np.linalg.norm(image.astype(np.float64)) for image in flat))
+    try:
+        bound = data_free_bound(pair, radius=radius, shapes=run.shapes, norms=norms)
+    except NoRuleError as error:
+        data_free = inconclusive_claim(DATA_FREE, f"There is no data-free rule for {error}.")
+    else:
+        data_free = data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
+    return data_free, sample_claim(run, data_sha256=samples.digest)
+
+
+def _require_finite(pair: Pair, dense_path: Path, sparse_path: Path) -> None:
+    for graph, path in ((pair.dense, dense_path), (pair.sparse, sparse_path)):
+        for name, array in graph.constants.items():
+            if np.issubdtype(array.dtype, np.floating) and name in _weight_names(pair) and not np.isfinite(array).all():
+                raise ArtifactError(
+                    f"{path}: the weight {name!r} holds NaN or infinite values; train or export the model again"
+                )
+
+
+def _weight_names(pair: Pair) -> frozenset[str]:
+    """Constants that may not be infinite: all but the limits of Clip."""
+    return frozenset(name for node in pair.dense.nodes if node.op != "Clip" for name in node.inputs)
