@@ -1,0 +1,40 @@
+"""The keys under which a baked ONNX file says what is sparse and why the rest is not; docs/annotations.md describes them."""
+
+__all__ = [
+    "DENSE_REASON",
+    "DENSITY",
+    "GROUP_AXIS",
+    "MASK_SET_SHA256",
+    "MASK_SHA256",
+    "METHOD",
+    "PATTERN",
+    "PREFIX",
+    "ROLE",
+    "ROLE_DENSE",
+    "ROLE_SPARSE",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "SOURCE_SHA256",
+]
+
+PREFIX = "masksparse."
+SCHEMA = "1"
+
+# metadata_props of the model
+SCHEMA_VERSION = PREFIX + "schema_version"
+ROLE = PREFIX + "role"
+METHOD = PREFIX + "method"
+MASK_SET_SHA256 = PREFIX + "mask_set_sha256"
+SOURCE_SHA256 = PREFIX + "source_sha256"
+
+ROLE_DENSE = "dense"
+ROLE_SPARSE = "sparse"
+
+# metadata_props of a masked layer's node and of its weight
+PATTERN = PREFIX + "pattern"
+GROUP_AXIS = PREFIX + "group_axis"
+MASK_SHA256 = PREFIX + "mask_sha256"
+DENSITY = PREFIX + "density"
+
+# metadata_props of the node and the weight of a layer left dense
+DENSE_REASON = PREFIX + "dense_reason"
