@@ -1,0 +1,65 @@
+"""Writing into the file what is sparse, which masks it came from, and why the rest is dense."""
+
+import numpy as np
+import onnx_ir as ir
+
+from masksparse_deploy.bake.trace import TracedWeight, trace_weights
+from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.graph import annotations as keys
+
+__all__ = ["Annotate", "MarkDense"]
+
+
+class MarkDense(ir.passes.InPlacePass):
+    """Say that a file is the dense twin; nothing else is written into it."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add the schema version and the role to the model."""
+        model.metadata_props.update({keys.SCHEMA_VERSION: keys.SCHEMA, keys.ROLE: keys.ROLE_DENSE})
+        return ir.passes.PassResult(model, True)
+
+
+class Annotate(ir.passes.InPlacePass):
+    """Annotate the model, the nodes and the initializers of a file that the masks were applied to (docs/annotations.md)."""
+
+    def __init__(self, masks: MaskSet) -> None:
+        super().__init__()
+        self._masks = masks
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add the metadata_props."""
+        masks = self._masks
+        model.metadata_props.update(
+            {
+                keys.SCHEMA_VERSION: keys.SCHEMA,
+                keys.ROLE: keys.ROLE_SPARSE,
+                keys.METHOD: masks.method,
+                keys.MASK_SET_SHA256: masks.digest,
+                keys.SOURCE_SHA256: masks.source_sha256,
+            }
+        )
+        for weight in trace_weights(model):
+            properties = self._properties(weight)
+            weight.node.metadata_props.update(properties)
+            assert weight.initializer.const_value is not None
+            weight.initializer.const_value.metadata_props.update(properties)
+        return ir.passes.PassResult(model, True)
+
+    def _properties(self, weight: TracedWeight) -> dict[str, str]:
+        name = weight.initializer.name or ""
+        mask = self._masks.layers.get(name)
+        if mask is None:
+            return {keys.DENSE_REASON: self._dense_reason(name)}
+        assert weight.initializer.const_value is not None
+        values = weight.initializer.const_value.numpy()
+        return {
+            keys.PATTERN: str(mask.pattern),
+            keys.GROUP_AXIS: str(mask.group_axis),
+            keys.MASK_SHA256: mask.digest,
+            keys.DENSITY: repr(float(np.count_nonzero(values) / values.size)),
+        }
+
+    def _dense_reason(self, weight_name: str) -> str:
+        layer = weight_name.removesuffix(".weight")
+        reasons = (skipped.reason for skipped in self._masks.skipped if skipped.name == layer)
+        return next(reasons, "the mask set has no mask of that name")

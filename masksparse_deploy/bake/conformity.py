@@ -1,0 +1,140 @@
+"""Does a written ONNX file hold what it says? Reads the file anew and shares no code with the passes that wrote it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.core.artifacts.baking import BakedLayer
+from masksparse_deploy.core.masks import LayerMask, MaskSet
+from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.model import Graph, WeightedLayer
+from masksparse_deploy.graph.reader import weighted_layers
+
+__all__ = ["Conformity", "check_conformity", "nonzeros_per_group"]
+
+_MASKED_KEYS = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conformity:
+    """What a file holds: the masked layers as found in it, and what is wrong in words (empty for a conforming file)."""
+
+    layers: tuple[BakedLayer, ...]
+    findings: tuple[str, ...]
+
+
+def nonzeros_per_group(weight: npt.NDArray[Any], *, axis: int, size: int) -> npt.NDArray[np.uint8]:
+    """Count the nonzeros of every group of `size` consecutive weights along `axis`.
+
+    A last group that is not full counts as filled up with zeros. NaN counts as nonzero.
+
+    Args:
+        weight: any dtype and shape.
+        axis: along which groups run.
+        size: 1 <= size <= 255.
+
+    Returns:
+        uint8, the shape of `weight` with ceil(shape[axis] / size) groups in place of the axis.
+    """
+    nonzero = (weight != 0).view(np.uint8)
+    group_count = -(-weight.shape[axis] // size)
+    counts = np.zeros((*weight.shape[:axis], group_count, *weight.shape[axis + 1 :]), dtype=np.uint8)
+    for position in range(size):
+        members = nonzero[(slice(None),) * axis + (slice(position, None, size),)]
+        counts[(slice(None),) * axis + (slice(0, members.shape[axis]),)] += members
+    return counts
+
+
+def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
+    """Hold a baked file against the masks it should carry.
+
+    Every mask must be found on a node and its weight, annotated as docs/annotations.md says; groups must run along the
+    input channels and keep at most N; nothing the mask drops may be there; the noted density and the digests must be those
+    of the content. Every other layer must say why it is dense.
+    """
+    findings = list(_model_findings(graph, masks))
+    layers = []
+    unseen = dict(masks.layers)
+    for layer in weighted_layers(graph):
+        mask = masks.layers.get(layer.weight_name)
+        if mask is None:
+            findings += _dense_findings(graph, layer)
+            continue
+        unseen.pop(layer.weight_name, None)
+        wrong, violation_count, group_count = _masked_findings(graph, layer, mask)
+        findings += wrong
+        layers.append(
+            BakedLayer(
+                layer=layer.weight_name.removesuffix(".weight"),
+                weight_name=mask.weight_name,
+                node=layer.node.name,
+                initializer=layer.weight_name,
+                shape=layer.weight.shape,
+                pattern=str(mask.pattern),
+                group_axis=mask.group_axis,
+                density=float(np.count_nonzero(layer.weight) / layer.weight.size),
+                group_count=group_count,
+                violation_count=violation_count,
+                mask_sha256=mask.digest,
+            )
+        )
+    findings += [f"{name}: the file has no convolution or matrix product with this weight" for name in unseen]
+    return Conformity(layers=tuple(layers), findings=tuple(findings))
+
+
+def _model_findings(graph: Graph, masks: MaskSet) -> Iterator[str]:
+    expected = {
+        keys.SCHEMA_VERSION: keys.SCHEMA,
+        keys.ROLE: keys.ROLE_SPARSE,
+        keys.METHOD: masks.method,
+        keys.MASK_SET_SHA256: masks.digest,
+        keys.SOURCE_SHA256: masks.source_sha256,
+    }
+    for key, value in expected.items():
+        found = graph.metadata.get(key)
+        if found != value:
+            yield f"model: {key} is {found or 'missing'}, expected {value}"
+
+
+def _dense_findings(graph: Graph, layer: WeightedLayer) -> Iterator[str]:
+    for where, metadata in _annotated(graph, layer):
+        if keys.DENSE_REASON not in metadata:
+            yield f"{where}: stays dense, but {keys.DENSE_REASON} is missing"
+        if any(key in metadata for key in _MASKED_KEYS):
+            yield f"{where}: is annotated as masked, but the mask set has no mask for it"
+
+
+def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], int, int]:
+    """What is wrong with one layer, how many of its groups keep too many, and of how many."""
+    name = layer.node.name
+    if layer.weight.shape != mask.keep.shape:
+        return [f"{name}: weight {layer.weight.shape}, mask {mask.keep.shape}"], 0, 0
+    wrong = []
+    expected = {
+        keys.PATTERN: f"{mask.pattern.n}:{mask.pattern.m}",
+        keys.GROUP_AXIS: str(layer.group_axis),
+        keys.MASK_SHA256: mask.digest,
+        keys.DENSITY: repr(float(np.count_nonzero(layer.weight) / layer.weight.size)),
+    }
+    for where, metadata in _annotated(graph, layer):
+        for key, value in expected.items():
+            found = metadata.get(key)
+            if found != value:
+                wrong.append(f"{where}: {key} is {found or 'missing'}, expected {value}")
+    counts = nonzeros_per_group(layer.weight, axis=layer.group_axis, size=mask.pattern.m)
+    violation_count = int((counts > mask.pattern.n).sum())
+    if violation_count:
+        wrong.append(f"{name}: {violation_count} of {counts.size} groups keep more than {mask.pattern.n} of {mask.pattern.m}")
+    put_back = int(np.count_nonzero(layer.weight[~mask.keep]))
+    if put_back:
+        wrong.append(f"{name}: {put_back} weights that the mask drops are not zero")
+    return wrong, violation_count, int(counts.size)
+
+
+def _annotated(graph: Graph, layer: WeightedLayer) -> tuple[tuple[str, Any], ...]:
+    """The two places that carry a layer's annotations, each with a name for messages."""
+    node = (f"node {layer.node.name}", layer.node.metadata)
+    return node, (f"initializer {layer.weight_name}", graph.constant_metadata.get(layer.weight_name, {}))

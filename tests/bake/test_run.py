@@ -1,0 +1,166 @@
+"""The whole stage on a small residual network."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from masksparse_deploy.bake import run
+from masksparse_deploy.bake.run import bake
+from masksparse_deploy.bake.twins import changed_constants, structural_differences
+from masksparse_deploy.core.artifacts.baking import BakeReport
+from masksparse_deploy.core.config import BakeOptions
+from masksparse_deploy.core.errors import ArtifactError, OutputError, UsageError
+from masksparse_deploy.core.files import sha256_file
+from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.graph.reader import read_graph
+from tests.models.tiny_cnn import EXAMPLE_SHAPE, TinyCnn, example_images, float_state, magnitude_masks, tiny_cnn
+
+
+def bake_into(out: Path, model: TinyCnn, masks: MaskSet, *, source_sha256: str | None = None) -> BakeReport:
+    return bake(
+        model,
+        masks,
+        BakeOptions(),
+        example_shape=EXAMPLE_SHAPE,
+        source_sha256=source_sha256 or masks.source_sha256,
+        out=out,
+        probe_images=example_images(),
+    )
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["same-statistics", "new-statistics"])
+def baked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MaskSet]:
+    model = tiny_cnn()
+    masks = magnitude_masks(model, new_statistics=request.param)
+    out = tmp_path_factory.mktemp("baked")
+    before = {name: value.copy() for name, value in float_state(model).items()}
+    bake_into(out, model, masks)
+    for name, value in float_state(model).items():
+        np.testing.assert_array_equal(value, before[name])  # the given model is left as it was
+    return out, masks
+
+
+def test_report_and_files_agree(baked: tuple[Path, MaskSet]) -> None:
+    out, masks = baked
+    report = BakeReport.read(out / "bake.json")
+    assert report.dense_sha256 == sha256_file(out / "dense.onnx")
+    assert report.sparse_sha256 == sha256_file(out / "sparse.onnx")
+    assert report.probe_sha256 == sha256_file(out / "probe.safetensors")
+    assert report.mask_set_sha256 == masks.digest
+    assert report.statistics_updated == bool(masks.statistics)
+    assert [layer.weight_name for layer in report.layers] == list(masks.layers)
+    assert all(layer.violation_count == 0 and layer.density == 0.5 for layer in report.layers)
+    assert report.skipped == masks.skipped
+    assert sorted(path.name for path in out.iterdir()) == ["bake.json", "dense.onnx", "probe.safetensors", "sparse.onnx"]
+
+
+def without_masks(path: Path, masks: MaskSet) -> bytes:
+    """The file without annotations and without the values of masked weights."""
+    proto = onnx.load(path)
+    for part in (proto, *proto.graph.node, *proto.graph.initializer):
+        del part.metadata_props[:]
+    for tensor in proto.graph.initializer:
+        if tensor.name in masks.layers:
+            tensor.raw_data = b""
+    data: bytes = proto.SerializeToString(deterministic=True)
+    return data
+
+
+def test_one_graph_and_the_right_values(baked: tuple[Path, MaskSet]) -> None:
+    out, masks = baked
+    dense, sparse = read_graph(out / "dense.onnx"), read_graph(out / "sparse.onnx")
+    assert structural_differences(dense, sparse) == ()
+    if not masks.statistics:
+        # The files differ in masked values and annotations only
+        assert changed_constants(dense, sparse) == tuple(sorted(masks.layers))
+        assert without_masks(out / "dense.onnx", masks) == without_masks(out / "sparse.onnx", masks)
+    for name, mask in masks.layers.items():
+        assert not sparse.constants[name][~mask.keep].any()
+        assert dense.constants[name][~mask.keep].all()
+
+
+def test_the_files_compute_what_pytorch_computes(baked: tuple[Path, MaskSet]) -> None:
+    out, masks = baked
+    probe = load_file(out / "probe.safetensors")
+    np.testing.assert_array_equal(probe["images"], example_images())
+    model = tiny_cnn()
+    state = model.state_dict()
+    for twin in ("dense", "sparse"):
+        if twin == "sparse":  # the reference: the masks and the statistics loaded into an ordinary copy
+            for name, value in masks.statistics.items():
+                state[name].copy_(torch.from_numpy(value.copy()))
+            for name, mask in masks.layers.items():
+                state[name].mul_(torch.from_numpy(mask.keep.copy()))
+        with torch.no_grad():
+            expected = model(torch.from_numpy(example_images())).numpy()
+        np.testing.assert_array_equal(probe[f"{twin}_outputs"], expected)
+        (found,) = onnxruntime.InferenceSession(out / f"{twin}.onnx").run(None, {"images": probe["images"]})
+        # Folding and summation order: sums of at most 144 terms of size one, 144 * 2^-24, about 1e-5
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert np.abs(probe["dense_outputs"] - probe["sparse_outputs"]).max() > 1e-3
+
+
+def test_baking_again_gives_the_same_bytes(baked: tuple[Path, MaskSet], tmp_path: Path) -> None:
+    out, masks = baked
+    bake_into(tmp_path, tiny_cnn(), masks)
+    for path in out.iterdir():
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_masks_for_other_weights(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    masks = magnitude_masks(model)
+    with pytest.raises(ArtifactError, match="masks were made for other weights") as caught:
+        bake_into(tmp_path / "out", model, masks, source_sha256="f" * 64)
+    assert masks.source_sha256 in str(caught.value) and "f" * 64 in str(caught.value)
+    assert "run 'masksparse learn' again" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_does_not_conform_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ForgetsTheMasks(run.ApplyMasks):
+        def call(self, model):  # type: ignore[no-untyped-def]
+            return run.ir.passes.PassResult(model, False)
+
+        def ensures(self, model):  # type: ignore[no-untyped-def]
+            pass
+
+    monkeypatch.setattr(run, "ApplyMasks", ForgetsTheMasks)
+    model = tiny_cnn()
+    with pytest.raises(ArtifactError, match=r"does not conform to its masks \(node_Conv.* keep more than 2 of 4.*nothing was"):
+        bake_into(tmp_path, model, magnitude_masks(model))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_statistics_of_another_model(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    masks = magnitude_masks(model)
+    for name, value, message in (
+        ("bn9.running_mean", np.zeros(8, np.float32), r"bn9\.running_mean .*is not in the model"),
+        ("bn.running_mean", np.zeros(4, np.float32), r"shape \(4,\): the buffer has shape \(8,\) there"),
+    ):
+        with pytest.raises(ArtifactError, match=message):
+            run._with_statistics(model, dataclasses.replace(masks, statistics={name: value}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    with torch.no_grad():
+        model.fc.weight[0, 0] = float("nan")
+    with pytest.raises(UsageError, match=r"constant fc\.weight of the exported graph holds 1 values that are not finite"):
+        bake_into(tmp_path, model, magnitude_masks(model))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    model = tiny_cnn()
+    with pytest.raises(OutputError, match="cannot be written"):
+        bake_into(tmp_path / "file" / "out", model, magnitude_masks(model))
