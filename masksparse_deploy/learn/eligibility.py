@@ -1,0 +1,157 @@
+"""Which layers may carry a mask, and why the others stay dense."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from masksparse_deploy.core.artifacts.document import SkippedLayer
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.learn.probe import Probe, WeightLayer, weight_layers
+
+__all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "survey_layers"]
+
+# Input channels: axis 1 of (out_channels, in_channels, kernel_h, kernel_w) and of (out_features, in_features).
+GROUP_AXIS = 1
+_EVERYTHING = "*"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EligibleLayer:
+    """A layer that will carry a mask; `mac_count` is for one image, zeros included."""
+
+    name: str
+    weight_name: str
+    shape: tuple[int, ...]
+    weight_count: int
+    mac_count: int
+    is_convolution: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSurvey:
+    """All layers with weights, in the order of the network's modules.
+
+    `convolution_count` and `mac_count` are over all of them, `parameter_count` over the whole network.
+    """
+
+    eligible: tuple[EligibleLayer, ...]
+    skipped: tuple[SkippedLayer, ...]
+    convolution_count: int
+    parameter_count: int
+    mac_count: int
+
+
+def survey_layers(
+    model: nn.Module, probe: Probe, *, pattern: NMPattern, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> LayerSurvey:
+    """Sort the layers into eligible ones and skipped ones with reasons.
+
+    A convolution is eligible if it is 2-d, not transposed, has one group and `in_channels % M == 0`. A linear layer also
+    needs `in_features % M == 0`, and a glob in `include` other than "*" that matches it.
+
+    Args:
+        model: the network.
+        probe: what `probe_model` found.
+        pattern: N:M.
+        include: globs over layer names.
+        exclude: globs over layer names; wins over `include`.
+
+    Raises:
+        UsageError: a glob matches no layer, a layer named without wildcards is not eligible, or no layer is eligible.
+    """
+    layers = weight_layers(model)
+    for option, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs:
+            _check_matches(option, glob, tuple(layers))
+    shared = _shared_weights(model)
+    eligible: list[EligibleLayer] = []
+    skipped: list[SkippedLayer] = []
+    for name, module in layers.items():
+        weight_count, mac_count = module.weight.numel(), probe.mac_counts.get(name, 0)
+        obstacle = _obstacle(name, module, probe, shared, pattern)
+        excluded = next((glob for glob in exclude if fnmatchcase(name, glob)), None)
+        if obstacle and name in include and excluded is None:
+            raise UsageError(f"mask.include names {name}, which cannot carry a {pattern} mask: {obstacle}; remove it")
+        reason = obstacle or _choice(name, module, include, excluded)
+        if reason:
+            skipped.append(SkippedLayer(name=name, reason=reason, weight_count=weight_count, mac_count=mac_count))
+            continue
+        eligible.append(
+            EligibleLayer(
+                name=name,
+                weight_name=f"{name}.weight" if name else "weight",
+                shape=tuple(module.weight.shape),
+                weight_count=weight_count,
+                mac_count=mac_count,
+                is_convolution=isinstance(module, _ConvNd),
+            )
+        )
+    if not eligible:
+        listing = "; ".join(f"{layer.name}: {layer.reason}" for layer in skipped) or "it has no convolutions or linear layers"
+        raise UsageError(f"no layer of the network can carry a {pattern} mask ({listing})")
+    return LayerSurvey(
+        eligible=tuple(eligible),
+        skipped=tuple(skipped),
+        convolution_count=sum(isinstance(module, _ConvNd) for module in layers.values()),
+        parameter_count=sum(parameter.numel() for parameter in model.parameters()),
+        mac_count=sum(probe.mac_counts.values()),
+    )
+
+
+def _obstacle(name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: NMPattern) -> str | None:
+    """Why the layer cannot carry a mask, whatever the user says."""
+    if "weight" not in module._parameters:
+        return "its weight is computed (parametrized), not stored"
+    if name in shared:
+        return f"shares its weight with {shared[name]}"
+    if isinstance(module, _ConvTransposeNd):
+        return "a transposed convolution"
+    if isinstance(module, _ConvNd) and not isinstance(module, nn.Conv2d):
+        return "not a 2-d convolution"
+    if isinstance(module, _ConvNd) and module.groups != 1:
+        return f"{'depthwise' if module.groups == module.in_channels else 'grouped'} convolution ({module.groups} groups)"
+    count, unit = (
+        (module.in_channels, "input channel") if isinstance(module, _ConvNd) else (module.in_features, "input feature")
+    )
+    if count % pattern.m:
+        return f"{count} {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}"
+    if name not in probe.mac_counts:
+        return "does not run when an image passes through the network"
+    return None
+
+
+def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: str | None) -> str | None:
+    """Why an eligible layer is left dense by the user's choice, or by the default for linear layers."""
+    if excluded is not None:
+        return f"excluded by mask.exclude {excluded!r}"
+    matching = [glob for glob in include if fnmatchcase(name, glob)]
+    if not matching:
+        return "not matched by mask.include"
+    if isinstance(module, nn.Linear) and set(matching) == {_EVERYTHING}:
+        return "a linear layer: name it in mask.include to mask it"
+    return None
+
+
+def _shared_weights(model: nn.Module) -> dict[str, str]:
+    """Layer name -> another name under which the same weight is used."""
+    owners: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, (_ConvNd, nn.Linear)) and "weight" in module._parameters:
+            owners.setdefault(id(module.weight), []).append(name)
+    return {name: (names[1] if name == names[0] else names[0]) for names in owners.values() if len(names) > 1 for name in names}
+
+
+def _check_matches(option: str, glob: str, names: Sequence[str]) -> None:
+    if glob == _EVERYTHING or any(fnmatchcase(name, glob) for name in names):
+        return
+    if any(name.startswith(f"{glob}.") for name in names):
+        hint = f"it holds layers: did you mean '{glob}.*'?"
+    else:
+        close = difflib.get_close_matches(glob, names, n=3, cutoff=0.4)
+        hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"the layers are {', '.join(names) or 'none'}"
+    raise UsageError(f"mask.{option} {glob!r} matches no convolution or linear layer; {hint}")

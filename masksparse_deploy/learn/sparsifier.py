@@ -1,0 +1,46 @@
+"""What every way to choose masks has in common: weights and data go in, masks come out, the weights stay."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from masksparse_deploy.core.artifacts.learning import TrainingPoint
+from masksparse_deploy.core.masks import LayerMask
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.eligibility import EligibleLayer
+
+__all__ = ["Outcome", "Sparsifier"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Outcome:
+    """What a sparsifier found.
+
+    Attributes:
+        masks: weight name -> mask.
+        statistics: batch-norm running statistics that belong to the masks, buffer name -> float32 (channels,); empty if
+            the network keeps its own.
+        history: the mean training loss of each epoch; empty for methods that do not learn.
+    """
+
+    masks: Mapping[str, LayerMask]
+    statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    history: tuple[TrainingPoint, ...] = ()
+
+
+class Sparsifier(ABC):
+    """Chooses masks for a network whose weights stay as they are. Subclasses are final."""
+
+    @abstractmethod
+    def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
+        """Choose a mask for every layer in `layers`.
+
+        Args:
+            model: the trained network in evaluation mode; not changed.
+            layers: the layers to mask.
+            train: training images and labels.
+        """
