@@ -78,8 +78,8 @@ def obstacle(node: Node, graph: Graph) -> str | None:
         return "BatchNormalization in training mode"
     if node.op == "Dropout" and len(node.inputs) == 3 and np.any(graph.constants.get(node.inputs[2], True)):
         return "Dropout in training mode"
-    if node.op == "Reshape" and get("allowzero", 0):
-        return "Reshape with allowzero"
+    if node.op == "Reshape" and get("allowzero", 0) and 0 in graph.constants.get(node.inputs[1], ()):
+        return "Reshape to an empty tensor"
     if sum(bool(name) for name in node.outputs) > 1:
         return f"{node.op} with {len(node.outputs)} outputs"
     for position in _PARAMETER_INPUTS.get(node.op, ()):
