@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masksparse_deploy.core.optional import is_installed
-from masksparse_deploy.engine.driver import ask_cuda_driver
+from masksparse_deploy.engine.driver import query_driver
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -22,8 +22,8 @@ def requires(
     """
     unmet = []
     gpu_must_be_there = os.environ.get("MASKSPARSE_REQUIRE_GPU") == "1"
-    if gpu and not gpu_must_be_there and isinstance(reason := ask_cuda_driver(), str):
-        unmet.append(reason)
+    if gpu and not gpu_must_be_there and (answer := query_driver()).device is None:
+        unmet.append(answer.reason)
     if tensorrt and not gpu_must_be_there and not is_installed("tensorrt"):
         unmet.append("TensorRT is not installed")
     if shared_data and not SHARED_DATA.is_dir():

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.engine.inspector import count_sparse, parse_inspector
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+ALL_FILES = sorted(GOLDEN.glob("inspector-*.json"))
+SYNTHETIC = sorted(GOLDEN.glob("inspector-*-synthetic.json"))
+
+
+def one_layer(**fields: Any) -> str:
+    return json.dumps({"Layers": [{"Name": "conv", **fields}], "Bindings": []})
+
+
+@pytest.mark.parametrize("path", ALL_FILES, ids=lambda path: path.stem)
+def test_every_recorded_file_is_read(path: Path) -> None:
+    layers = parse_inspector(path.read_text(encoding="utf-8"))
+    assert layers
+    assert all(layer.reason for layer in layers)
+
+
+@pytest.mark.parametrize("path", SYNTHETIC, ids=lambda path: path.stem)
+def test_only_the_tactic_proves_sparse_math(path: Path) -> None:
+    layers = parse_inspector(path.read_text(encoding="utf-8"))
+    assert [layer.is_sparse for layer in layers] == [True, False, False, None]
+    assert layers[0].onnx_nodes == ("layer1.conv1", "layer1.relu1")
+    assert "allow a sparse tactic" in layers[1].reason
+    assert "names no tactic" in layers[3].reason
+    assert count_sparse(layers) == "sparse tactics in 1 of 4 layers; 1 layers name no tactic"
+
+
+def test_there_is_a_file_for_each_version() -> None:
+    assert {path.name.split("-")[1].partition(".")[0] for path in ALL_FILES} == {"8", "10", "11"}
+
+
+@pytest.mark.parametrize("tactic", ["sm80_xmma_fprop_sparse_conv_x", "cutlass_SPTENSOR16x8x32", "sm80_spmma_x"])
+def test_names_of_sparse_tactics(tactic: str) -> None:
+    assert parse_inspector(one_layer(TacticName=tactic))[0].is_sparse is True
+
+
+def test_sparse_weights_with_a_dense_tactic_are_not_sparse_math() -> None:
+    (layer,) = parse_inspector(one_layer(TacticName="sm80_xmma_fprop_dense", HasSparseWeights=1))
+    assert layer.is_sparse is False
+    assert count_sparse((layer,)) == "no sparse tactic in any of 1 layers"
+
+
+def test_node_names_with_brackets_and_without_metadata() -> None:
+    (layer,) = parse_inspector(one_layer(Metadata="[ONNX Layer: /stage[0]/conv]\x1e[ONNX Layer: relu]\x1e[ONNX Layer: relu]"))
+    assert layer.onnx_nodes == ("/stage[0]/conv", "relu")
+    assert parse_inspector(one_layer())[0].onnx_nodes == ()
+
+
+def test_bare_names_say_that_the_verbosity_is_missing() -> None:
+    (layer,) = parse_inspector('{"Layers": ["conv"], "I/O Tensors": []}')
+    assert layer.is_sparse is None
+    assert "verbosity" in layer.reason
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"Layers": []}', '{"Bindings": []}', '{"Layers": 3, "Bindings": []}'])
+def test_other_text_is_refused(text: str) -> None:
+    with pytest.raises(ArtifactError, match="engine inspector"):
+        parse_inspector(text)
+
+
+def test_a_layer_without_a_name_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="without a name"):
+        parse_inspector('{"Layers": [{"TacticName": "x"}], "Bindings": []}')
