@@ -37,9 +37,8 @@ def load_model(options: ModelOptions, folder: Path) -> nn.Module:
         The network in float32 and evaluation mode, on the CPU, with no parameter requiring a gradient.
 
     Raises:
-        UsageError: no such file or factory, the factory returns no module, the checkpoint belongs to another network, or
-            it holds pickled objects.
-        ArtifactError: the checkpoint is damaged or holds NaN or infinite weights.
+        UsageError: no such file or factory, the factory returns no module, or the checkpoint belongs to another network.
+        ArtifactError: the checkpoint is damaged, or holds pickled objects, NaN or infinite weights.
     """
     path = require_file(folder / options.weights, "checkpoint")
     factory = load_factory(options.factory, folder)
@@ -92,7 +91,7 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise many types
         if isinstance(error, pickle.UnpicklingError) and "Unsupported global" in str(error):
-            raise UsageError(
+            raise ArtifactError(
                 f"checkpoint {path} holds pickled Python objects, which could run code and are not loaded; save the "
                 "weights alone: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
             ) from error

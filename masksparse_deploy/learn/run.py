@@ -15,7 +15,7 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples, read_samples
 from masksparse_deploy.learn.batch_norm import batch_norms
-from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, LayerSurvey, survey_layers
+from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, survey_layers
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.magnitude import Magnitude, MagnitudeBatchNorm
 from masksparse_deploy.learn.model import load_model, state_fingerprint, weights_fingerprint
@@ -95,9 +95,9 @@ def learn(
         statistics_updated=bool(masks.statistics),
         layers=masked,
         skipped=survey.skipped,
-        convolutions=_share(survey, "convolutions"),
-        parameters=_share(survey, "parameters"),
-        macs=_share(survey, "macs"),
+        convolutions=Share(masked=sum(layer.is_convolution for layer in survey.eligible), total=survey.convolution_count),
+        parameters=Share(masked=sum(layer.weight_count for layer in survey.eligible), total=survey.parameter_count),
+        macs=Share(masked=masked_macs, total=survey.mac_count),
         amdahl_limit=survey.mac_count / (survey.mac_count - masked_macs * (1 - pattern.density)),
         accuracies=tuple(accuracies),
         history=outcome.history,
@@ -118,7 +118,8 @@ def _read(options: DataOptions, split: str, folder: Path) -> Samples:
 def _check_data(model: nn.Module, probe: Probe, train: Samples, test: Samples, options: MaskOptions) -> None:
     if train.images.shape[1:] != test.images.shape[1:]:
         raise UsageError(
-            f"training images have the shape {train.images.shape[1:]}, test images {test.images.shape[1:]}; they must be alike"
+            f"training images have the shape {train.images.shape[1:]} (channels, height, width), test images "
+            f"{test.images.shape[1:]}; they must be alike: check data.train and data.test"
         )
     for split, samples in (("train", train), ("test", test)):
         low, high = int(samples.labels.min()), int(samples.labels.max())
@@ -173,11 +174,3 @@ def _masked_layer(model: nn.Module, layer: EligibleLayer, mask: LayerMask) -> Ma
         weight_count=layer.weight_count,
         mac_count=layer.mac_count,
     )
-
-
-def _share(survey: LayerSurvey, what: str) -> Share:
-    if what == "convolutions":
-        return Share(masked=sum(layer.is_convolution for layer in survey.eligible), total=survey.convolution_count)
-    if what == "parameters":
-        return Share(masked=sum(layer.weight_count for layer in survey.eligible), total=survey.parameter_count)
-    return Share(masked=sum(layer.mac_count for layer in survey.eligible), total=survey.mac_count)

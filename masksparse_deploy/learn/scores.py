@@ -132,21 +132,21 @@ class _Learner:
         # Images that do not fill a batch are left out of an epoch, unless they are all there is.
         self.batch_size = min(options.batch_size, len(train))
         self.epoch_steps = len(train) // self.batch_size
-        self.total_steps = min(options.epochs * self.epoch_steps, options.max_steps or math.inf)
+        self.total_steps = options.epochs * self.epoch_steps
+        if options.max_steps is not None:
+            self.total_steps = min(self.total_steps, options.max_steps)
         self.step = 0
         self.history: list[TrainingPoint] = []
         # Decay would shrink all scores of a group alike, so it is off.
         self.optimizer = torch.optim.AdamW(self.scores.values(), weight_decay=0.0)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, options.learning_rate, total_steps=int(self.total_steps)
-        )
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, options.learning_rate, total_steps=self.total_steps)
 
     def run_epoch(self, progress: Progress) -> None:
         """One pass over the training images, or what is left of the steps."""
         epoch = len(self.history)
         generator = np.random.default_rng([self.options.seed, epoch])
         order = generator.permutation(len(self.train))
-        count = int(min(self.epoch_steps, self.total_steps - self.step))
+        count = min(self.epoch_steps, self.total_steps - self.step)
         total = 0.0
         for index in range(count):
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
@@ -163,7 +163,7 @@ class _Learner:
                     f"the loss became {loss.item()} in step {self.step}; try a mask.learning_rate below "
                     f"{self.options.learning_rate}, or mask.autocast: none"
                 )
-            progress(f"learning masks, epoch {epoch + 1}", self.step, int(self.total_steps))
+            progress(f"learning masks, epoch {epoch + 1}", self.step, self.total_steps)
         self.history.append(TrainingPoint(epoch=epoch, loss=total / count))
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
