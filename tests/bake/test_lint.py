@@ -1,0 +1,368 @@
+"""The linter on files of ours and of others, with every state and every reason."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from masksparse_deploy.bake.lint import lint, lint_graph
+from masksparse_deploy.core.artifacts.baking import LintLayer, LintReport
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.files import sha256_file
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.reader import parse_graph
+from tests.models.make_onnx import MASKED_LAYERS, residual_masks, residual_pair, residual_weights
+
+TWO_FOUR = NMPattern(n=2, m=4)
+
+
+def report_of(model: onnx.ModelProto) -> LintReport:
+    return lint_graph(parse_graph(model.SerializeToString(), name="test.onnx"), name="test.onnx")
+
+
+def layer_of(report: LintReport, node: str) -> LintLayer:
+    (layer,) = [layer for layer in report.layers if layer.node == node]
+    return layer
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def pruned(weight: np.ndarray, *, axis: int = 1) -> np.ndarray:
+    return np.where(TWO_FOUR.keep_largest(np.abs(weight), group_axis=axis), weight, np.float32(0))
+
+
+def pruned_along_taps(weight: np.ndarray) -> np.ndarray:
+    return pruned(weight.reshape(weight.shape[0], -1)).reshape(weight.shape)
+
+
+def one_layer(op: str, weight: np.ndarray, *, x: list[Any], rank: int | None = None, **attributes: Any) -> onnx.ModelProto:
+    """A file with the one node "layer" from "x" to "y" with the weight "w"."""
+    return model_of([helper.make_node(op, ["x", "w"], ["y"], name="layer", **attributes)], {"w": weight}, x=x, rank=rank)
+
+
+def model_of(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], *, x: list[Any], rank: int | None = None
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * (rank or len(x)))],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def test_a_baked_pair(tmp_path: Path) -> None:
+    for name, model in zip(("dense", "sparse"), residual_pair(), strict=True):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        report = lint(path)
+        assert report.ok
+        assert report.file_sha256 == sha256_file(path)
+        assert len(report.layers) == 7
+        assert layer_of(report, "stem").state == "not eligible"
+        assert layer_of(report, "stem").why == "3 input channels: not a multiple of 4"
+        states = {layer_of(report, layer).state for layer in MASKED_LAYERS}
+        assert states == ({"eligible"} if name == "dense" else {"conforming"})
+    assert layer_of(report, "fc").why.startswith("left dense when baked: excluded by the configuration")
+    assert layer_of(report, "layer1.conv1").violation_count == 0
+    assert layer_of(report, "layer1.conv1").density == 0.5
+
+
+def test_macs_and_the_amdahl_limit() -> None:
+    report = report_of(residual_pair()[1])
+    # Weights times output positions, for 8 x 8 images: the stem at 8 x 8, layer1 at 4 x 4, layer2 at 2 x 2
+    expected = {
+        "stem": 16 * 3 * 9 * 64,
+        "layer1.conv1": 16 * 16 * 9 * 16,
+        "layer1.conv2": 16 * 16 * 9 * 16,
+        "layer2.conv1": 32 * 16 * 9 * 4,
+        "layer2.conv2": 32 * 32 * 9 * 4,
+        "layer2.shortcut": 32 * 16 * 4,
+        "fc": 10 * 32,
+    }
+    assert {layer.node: layer.mac_count for layer in report.layers} == expected
+    total, masked = sum(expected.values()), sum(expected[layer] for layer in MASKED_LAYERS)
+    assert report.amdahl_limit == pytest.approx(total / (total - masked / 2), rel=1e-12)
+    assert report_of(residual_pair()[0]).amdahl_limit == 1.0
+
+
+def test_unknown_shapes_leave_macs_and_limit_unknown() -> None:
+    report = report_of(one_layer("Conv", pruned(weights(8, 8, 3, 3)), x=["n", 8, "height", "width"]))
+    assert layer_of(report, "layer").mac_count is None
+    assert report.amdahl_limit is None
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "x", "attributes", "mac_count"),
+    [
+        ("Conv", weights(8, 4, 3), ["n", 4, 10], {}, 8 * 4 * 3 * 8),
+        ("Conv", weights(8, 2, 3, 3), ["n", 4, 10, 10], {"group": 2}, 8 * 2 * 9 * 64),
+        ("ConvTranspose", weights(4, 8, 2, 2), ["n", 4, 10, 10], {}, 4 * 8 * 4 * 100),
+        ("Gemm", weights(4, 8), ["n", 4], {}, 32),
+        ("MatMul", weights(4, 8), ["n", 5, 4], {}, 5 * 32),
+        ("MatMul", weights(2, 4, 8), [2, 5, 4], {}, None),
+    ],
+)
+def test_macs_of_other_operators(
+    op: str, weight: np.ndarray, x: list[Any], attributes: dict[str, Any], mac_count: int | None
+) -> None:
+    report = report_of(one_layer(op, weight, x=x, **attributes))
+    assert layer_of(report, "layer").mac_count == mac_count
+
+
+@pytest.mark.parametrize(
+    ("op", "weight", "x", "attributes", "state", "why"),
+    [
+        ("Conv", weights(512, 256, 1, 1), ["n", 256, 1, 1], {}, "eligible", "dense"),
+        ("Conv", weights(8, 8, 3, 3), ["n", 8, 4, 4], {}, "eligible", "dense; small (fewer than 256 input or output channels)"),
+        ("Conv", pruned(weights(8, 8, 3, 3)), ["n", 8, 4, 4], {}, "conforming", "2:4, not annotated; small"),
+        ("Conv", weights(8, 1, 3, 3), ["n", 1, 4, 4], {}, "not eligible", "1 input channel: not a multiple of 4"),
+        ("Conv", weights(8, 6, 3, 3), ["n", 6, 4, 4], {}, "not eligible", "6 input channels: not a multiple of 4"),
+        ("Conv", weights(8, 4, 3, 3), ["n", 8, 4, 4], {"group": 2}, "not eligible", "group convolution (2 groups)"),
+        (
+            "Conv",
+            pruned_along_taps(weights(16, 16, 3, 3)),
+            ["n", 16, 4, 4],
+            {},
+            "wrong axis",
+            "groups of 4 run over kernel taps, not input channels: ",
+        ),
+        (
+            "Conv",
+            pruned(weights(16, 16, 1, 1), axis=0),
+            ["n", 16, 4, 4],
+            {},
+            "wrong axis",
+            "groups of 4 run over output channels, not input channels: ",
+        ),
+        ("Gemm", pruned(weights(8, 8)), ["n", 8], {"transB": 1}, "conforming", "2:4"),
+        ("Gemm", pruned(weights(8, 8)), ["n", 8], {}, "wrong axis", "output channels"),
+        ("MatMul", pruned(weights(8, 8), axis=0), ["n", 8], {}, "conforming", "2:4"),
+        ("MatMul", pruned(weights(3, 8, 4), axis=1), [3, 5, 8], {}, "conforming", "2:4"),
+        ("ConvTranspose", weights(8, 8, 2, 2), ["n", 8, 4, 4], {}, "not eligible", "transposed convolution"),
+    ],
+)
+def test_states_of_files_without_annotations(
+    op: str, weight: np.ndarray, x: list[Any], attributes: dict[str, Any], state: str, why: str
+) -> None:
+    report = report_of(one_layer(op, weight, x=x, **attributes))
+    layer = layer_of(report, "layer")
+    assert layer.state == state
+    assert why in layer.why
+    assert report.ok
+
+
+def test_the_share_of_groups_that_break_over_taps() -> None:
+    layer = layer_of(report_of(one_layer("Conv", pruned_along_taps(weights(64, 64, 3, 3)), x=["n", 64, 4, 4])), "layer")
+    # Four weights from four different tap groups are independent halves: more than two survive with probability 5/16.
+    # 9,216 groups give a standard deviation of 0.005.
+    assert layer.violation_count / layer.group_count == pytest.approx(5 / 16, abs=0.03)
+    assert f"{100 * layer.violation_count / layer.group_count:.3g} % of the groups there break" in layer.why
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_other_precisions(dtype: Any) -> None:
+    weight = pruned(weights(8, 8, 3, 3)).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["z"], to=kind),
+        helper.make_node("Conv", ["z", "w"], ["u"], name="layer"),
+        helper.make_node("Cast", ["u"], ["y"], to=TensorProto.FLOAT),
+    ]
+    layer = layer_of(report_of(model_of(nodes, {"w": weight}, x=["n", 8, 4, 4])), "layer")
+    assert (layer.state, layer.density) == ("conforming", 0.5)
+
+
+def quantized(zero_points: list[int], *, from_float: bool) -> onnx.ModelProto:
+    weight = pruned(weights(8, 8, 1, 1))
+    scale = np.full(len(zero_points), 0.05, np.float32)
+    points = np.array(zero_points, np.int8)
+    stored = weight if from_float else (np.rint(weight / 0.05) + points.reshape(-1, 1, 1, 1)).clip(-128, 127).astype(np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale", "points"], ["real"], axis=0),
+        helper.make_node("Conv", ["x", "real"], ["y"], name="layer"),
+    ]
+    if from_float:
+        nodes.insert(0, helper.make_node("QuantizeLinear", ["w", "scale", "points"], ["q"], axis=0))
+    constants = {"w" if from_float else "q": stored, "scale": scale, "points": points}
+    return model_of(nodes, constants, x=["n", 8, 4, 4])
+
+
+@pytest.mark.parametrize("from_float", [False, True])
+@pytest.mark.parametrize("zero_points", [[0] * 8, list(range(-4, 4))])
+def test_weights_behind_a_dequantizer(zero_points: list[int], from_float: bool) -> None:
+    layer = layer_of(report_of(quantized(zero_points, from_float=from_float)), "layer")
+    assert layer.state == "conforming"
+    assert layer.weight == ("w" if from_float else "q")
+
+
+def test_a_weight_behind_a_transposition() -> None:
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"], perm=[1, 0]),
+        helper.make_node("MatMul", ["x", "t"], ["y"], name="layer"),
+    ]
+    layer = layer_of(report_of(model_of(nodes, {"w": pruned(weights(12, 8))}, x=["n", 8])), "layer")
+    assert (layer.state, layer.weight, layer.shape) == ("conforming", "w", (8, 12))
+
+
+def test_weights_that_are_not_read_are_listed() -> None:
+    nodes = [
+        helper.make_node("Mul", ["w", "factor"], ["u"]),
+        helper.make_node("Conv", ["x", "u"], ["y"], name="computed"),
+    ]
+    report = report_of(model_of(nodes, {"w": weights(8, 8, 1, 1), "factor": weights(1)}, x=["n", 8, 4, 4]))
+    layer = layer_of(report, "computed")
+    assert (layer.state, layer.shape) == ("not eligible", (8, 8, 1, 1))
+    assert layer.why == "the weight is computed while the network runs: not read"
+
+    value = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
+    body = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["t"], name="inner")], "body", [], [value])
+    branch = helper.make_node("If", ["flag"], ["y"], name="branch", then_branch=body, else_branch=body)
+    report = report_of(model_of([branch], {"w": weights(8, 8), "flag": np.array(True)}, x=["n", 8]))
+    assert [(layer.node, layer.why) for layer in report.layers] == 2 * [("inner", "inside the body of If branch: not read")]
+
+
+def test_shared_weights() -> None:
+    twice = [
+        helper.make_node("Conv", ["x", "w"], ["a"], name="first"),
+        helper.make_node("Conv", ["a", "w"], ["y"], name="second"),
+    ]
+    report = report_of(model_of(twice, {"w": weights(8, 8, 1, 1)}, x=["n", 8, 4, 4]))
+    assert [layer.state for layer in report.layers] == ["eligible", "eligible"]
+    assert "2 operators share the weight and would share its mask" in report.layers[0].why
+
+    tied = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="layer"),
+        helper.make_node("Gemm", ["a", "v", "w"], ["y"], name="other"),
+    ]
+    report = report_of(model_of(tied, {"w": weights(8, 8), "v": weights(8, 8)}, x=[8, 8]))
+    assert layer_of(report, "layer").state == "not eligible"
+    assert layer_of(report, "layer").why == "the weight is also read by Gemm other, which zeros would change too"
+
+
+def test_a_file_without_layers() -> None:
+    report = report_of(model_of([helper.make_node("Relu", ["x"], ["y"])], {}, x=["n", 8]))
+    assert (report.layers, report.ok, report.amdahl_limit) == ((), True, None)
+
+
+WEIGHT = "layer1.conv1.weight"
+
+
+def tensor_of(model: onnx.ModelProto) -> onnx.TensorProto:
+    return next(tensor for tensor in model.graph.initializer if tensor.name == WEIGHT)
+
+
+def set_note(model: onnx.ModelProto, key: str, value: str) -> None:
+    node = next(node for node in model.graph.node if node.name == "layer1.conv1")
+    for part in (node, tensor_of(model)):
+        next(entry for entry in part.metadata_props if entry.key == key).value = value
+
+
+def nonzero_put_back(model: onnx.ModelProto) -> None:
+    values = numpy_helper.to_array(tensor_of(model)).copy()
+    values[0, np.flatnonzero(values[0, :, 0, 0] == 0)[0], 0, 0] = 1
+    tensor_of(model).raw_data = values.tobytes()
+
+
+def mask_of_another_layer(model: onnx.ModelProto) -> None:
+    keep = residual_masks().layers["layer1.conv2.weight"].keep
+    tensor_of(model).raw_data = np.where(keep, residual_weights()[WEIGHT], np.float32(0)).tobytes()
+
+
+def more_than_the_noted_density(model: onnx.ModelProto) -> None:
+    set_note(model, keys.DENSITY, "0.25")
+
+
+def another_digest(model: onnx.ModelProto) -> None:
+    set_note(model, keys.MASK_SHA256, "0" * 64)
+
+
+def unreadable_pattern(model: onnx.ModelProto) -> None:
+    set_note(model, keys.PATTERN, "half")
+
+
+def another_axis(model: onnx.ModelProto) -> None:
+    set_note(model, keys.GROUP_AXIS, "0")
+
+
+def stricter_pattern(model: onnx.ModelProto) -> None:
+    set_note(model, keys.PATTERN, "1:4")
+
+
+def pattern_that_does_not_divide(model: onnx.ModelProto) -> None:
+    set_note(model, keys.PATTERN, "2:3")
+
+
+def node_and_weight_disagree(model: onnx.ModelProto) -> None:
+    next(entry for entry in tensor_of(model).metadata_props if entry.key == keys.PATTERN).value = "1:4"
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        (nonzero_put_back, "annotated 2:4, but 1 of 576 groups keep more than 2 weights (changed after baking?)"),
+        (mask_of_another_layer, "2:4, but its nonzeros are not those of the mask it names (of another layer?)"),
+        (more_than_the_noted_density, "annotated with density 0.25, but 0.5 of the weights are not zero"),
+        (another_digest, "2:4, but its nonzeros are not those of the mask it names (of another layer?)"),
+        (unreadable_pattern, "the annotation cannot be read (masksparse.pattern 'half', masksparse.group_axis '1'"),
+        (another_axis, "annotated along axis 0, but the input channels lie on axis 1"),
+        (stricter_pattern, "annotated 1:4, but 576 of 576 groups keep more than 1 weights"),
+        (pattern_that_does_not_divide, "annotated 2:3, but 16 input channels: not a multiple of 3"),
+        (node_and_weight_disagree, "the annotations of node and weight differ"),
+    ],
+)
+def test_broken_claims(fault: Callable[[onnx.ModelProto], None], why: str) -> None:
+    model = residual_pair()[1]
+    fault(model)
+    report = report_of(model)
+    layer = layer_of(report, "layer1.conv1")
+    assert layer.state == "broken claim"
+    assert layer.why.startswith(why)
+    assert not report.ok
+    assert layer_of(report, "layer1.conv2").state == "conforming"
+
+
+def test_weights_that_vanished_in_a_conversion_break_no_claim() -> None:
+    model = residual_pair()[1]
+    values = numpy_helper.to_array(tensor_of(model)).copy()
+    values[tuple(np.argwhere(values != 0)[0])] = 0
+    tensor_of(model).raw_data = values.tobytes()
+    assert layer_of(report_of(model), "layer1.conv1").state == "conforming"
+
+
+def test_annotations_that_a_tool_dropped() -> None:
+    model = residual_pair()[1]
+    for node in model.graph.node:
+        del node.metadata_props[:]
+    assert layer_of(report_of(model), "layer1.conv1").why.startswith("2:4;")
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    report = report_of(model)
+    assert layer_of(report, "layer1.conv1").why.startswith("2:4, not annotated")
+    assert report.ok
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        lint(tmp_path / "none.onnx")
+    model = residual_pair()[1]
+    next(entry for entry in model.metadata_props if entry.key == keys.SCHEMA_VERSION).value = "9"
+    with pytest.raises(ArtifactError, match=r"test\.onnx is annotated under schema version 9; this version reads 1"):
+        report_of(model)
+
+
+def test_the_linter_needs_neither_torch_nor_onnx_ir() -> None:
+    code = "import sys; sys.modules.update(torch=None, onnx_ir=None, onnxscript=None); import masksparse_deploy.bake.lint"
+    subprocess.run([sys.executable, "-c", code], check=True)
