@@ -1,0 +1,256 @@
+"""The report's plots as Plotly figures in plain JSON values, so that they are the same bytes for the same artifacts.
+
+Text and grid take their colours from the style sheet, so that they follow the reader's light or dark mode; the colours here
+are readable on both.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.validation import AccuracyComparison, LayerDeviation
+from masksparse_deploy.report.formats import MINUS, TIMES
+
+__all__ = ["Plot", "accuracy_plot", "latency_plot", "layers_plot", "methods_plot", "speedup_plot"]
+
+DENSE, SPARSE, BOUND, BASELINE = "#7d8aa0", "#12978a", "#d9772b", "#8a6fd1"
+
+_LABEL_CHARACTERS = 26
+_TWO_DECADES = 100
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure with what a reader who cannot see it is told."""
+
+    identifier: str
+    description: str
+    caption: str
+    figure: dict[str, Any]
+
+
+def latency_plot(profile: ProfileReport) -> Plot:
+    """Densities of the times of single inferences, sparse above dense."""
+    rows = (("dense", profile.dense, DENSE), ("sparse", profile.sparse, SPARSE))
+    # a single slow inference would squeeze everything else into a line
+    right = 1.15 * max(latency.p99_ms for _, latency, _ in rows)
+    left = 0.98 * min(min(latency.samples_ms) for _, latency, _ in rows)
+    hidden = sum(sample > right for _, latency, _ in rows for sample in latency.samples_ms)
+    data = [
+        {
+            "type": "violin",
+            "orientation": "h",
+            "side": "positive",
+            "width": 1.5,
+            "points": False,
+            "box": {"visible": True, "width": 0.16},
+            "x": list(latency.samples_ms),
+            "y0": name,
+            "name": name,
+            "line": {"color": colour, "width": 2},
+            "fillcolor": _faded(colour),
+            "hoverinfo": "x",
+            "spanmode": "hard",
+        }
+        for name, latency, colour in rows
+    ]
+    figure = _figure(data, 300, x_title="milliseconds for one inference", x={"range": [left, right], "tickformat": "~g"})
+    figure["layout"]["showlegend"] = False
+    caption = "Each shape shows how often a time was measured; the box holds the middle half, its line is the median."
+    if hidden:
+        caption += f" {hidden} slower inferences lie further right and are not drawn; the table counts them."
+    description = (
+        f"Distribution of inference times: dense median {profile.dense.median_ms:.3g} ms, sparse median "
+        f"{profile.sparse.median_ms:.3g} ms."
+    )
+    return Plot("latency", description, caption, figure)
+
+
+def speedup_plot(profile: ProfileReport) -> Plot:
+    """The speedup and its control, with intervals, beside the line that means "the same speed"."""
+    rows = (("dense again", profile.control, DENSE), ("sparse", profile.speedup, SPARSE))
+    data = [
+        _interval_trace(name, found.ratio, found.interval.low, found.interval.high, colour, f"{found.ratio:.3f}{TIMES}")
+        for name, found, colour in rows
+    ]
+    figure = _figure(data, 190, x_title="times the dense speed", x={"ticksuffix": TIMES, "nticks": 5})
+    ends = [end for _, found, _ in rows for end in (found.interval.low, found.interval.high, 1.0)]
+    margin = max(0.15 * (max(ends) - min(ends)), 0.01)
+    figure["layout"]["xaxis"]["range"] = [min(ends) - margin, max(ends) + margin]
+    figure["layout"]["yaxis"]["range"] = [-0.6, 1.6]
+    figure["layout"]["showlegend"] = False
+    figure["layout"]["shapes"] = [
+        {
+            "type": "line",
+            "x0": 1,
+            "x1": 1,
+            "yref": "paper",
+            "y0": 0,
+            "y1": 1,
+            "line": {"color": BOUND, "width": 2, "dash": "dot"},
+        }
+    ]
+    return Plot(
+        "speedup",
+        f"Speedup {profile.speedup.ratio:.3f} and control {profile.control.ratio:.3f} with confidence intervals.",
+        "Dotted: the same speed. “dense again” times the dense engine against itself: it shows how small a difference this run "
+        "can tell.",
+        figure,
+    )
+
+
+def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
+    """For every masked layer the measured deviation and its proved bound, on a logarithmic axis."""
+    names = [layer.layer for layer in layers]
+    lines_x: list[float | None] = []
+    lines_y: list[str | None] = []
+    for layer in layers:
+        if layer.deviation > 0:
+            lines_x += [layer.deviation, layer.deviation_bound, None]
+            lines_y += [layer.layer, layer.layer, None]
+    data: list[dict[str, Any]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": lines_x,
+            "y": lines_y,
+            "line": {"color": _faded(BOUND), "width": 4},
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+    ]
+    points = (
+        ("measured", [layer.deviation or None for layer in layers], SPARSE, "circle"),
+        ("proved bound", [layer.deviation_bound for layer in layers], BOUND, "line-ns-open"),
+    )
+    for name, values, colour, symbol in points:
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": name,
+                "x": values,
+                "y": names,
+                "marker": {"color": colour, "size": 12, "symbol": symbol, "line": {"width": 4 if "open" in symbol else 0}},
+                "hovertemplate": "%{y}: %{x:.3g}<extra>" + name + "</extra>",
+            }
+        )
+    drawn = [value for layer in layers for value in (layer.deviation, layer.deviation_bound) if value > 0]
+    # ticks at 1, 2 and 5 where a tick for each power of ten would leave only one or two
+    spacing = "D2" if drawn and max(drawn) < _TWO_DECADES * min(drawn) else 1
+    axis = {"type": "log", "tickformat": "~g", "dtick": spacing}
+    figure = _figure(data, 26 * len(layers) + 130, x_title=f"‖engine {MINUS} dense layer‖, l2", x=axis)
+    figure["layout"]["yaxis"].update(
+        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+    )
+    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    within = sum(layer.deviation <= layer.deviation_bound for layer in layers)
+    return Plot(
+        "layers",
+        f"Measured deviation and proved bound of {len(layers)} masked layers; {within} are within their bound.",
+        "For each layer the sample that comes closest to its bound. The dot must stay left of the bar.",
+        figure,
+    )
+
+
+def methods_plot(learn: LearnReport) -> Plot:
+    """Top-1 accuracy of every way to choose masks, on the whole scale from 0 to 100 %."""
+    rows = [
+        (entry.method, 100 * entry.correct / entry.total, DENSE if entry.method == "dense" else BASELINE)
+        for entry in learn.accuracies
+    ]
+    if rows:
+        rows[-1] = (*rows[-1][:2], SPARSE)
+    data = [
+        {
+            "type": "bar",
+            "orientation": "h",
+            "x": [value],
+            "y": [name],
+            "text": [f"{value:.1f} %"],
+            "textposition": "outside",
+            "cliponaxis": False,
+            "marker": {"color": colour},
+            "hovertemplate": f"{value:.2f} %<extra>{name}</extra>",
+        }
+        for name, value, colour in rows
+    ]
+    figure = _figure(
+        data, 38 * len(rows) + 76, x_title="top-1 accuracy, %", x={"range": [0, 135], "tickvals": [0, 25, 50, 75, 100]}
+    )
+    figure["layout"].update({"showlegend": False, "bargap": 0.35})
+    figure["layout"]["yaxis"].update({"autorange": "reversed", "categoryarray": [name for name, *_ in rows]})
+    description = "Top-1 accuracy: " + ", ".join(f"{name} {value:.1f} %" for name, value, _ in rows) + "."
+    caption = "PyTorch, with the masks that each method chooses; the last one's were kept."
+    return Plot("methods", description, caption, figure)
+
+
+def accuracy_plot(accuracy: AccuracyComparison) -> Plot:
+    """Top-1 accuracy of the two engines with exact intervals, on a scale that shows the difference."""
+    total = accuracy.total
+    rows = (
+        ("dense", 100 * accuracy.dense_correct / total, accuracy.dense_accuracy, DENSE),
+        ("sparse", 100 * accuracy.sparse_correct / total, accuracy.sparse_accuracy, SPARSE),
+    )
+    data = [
+        _interval_trace(name, value, 100 * ends.low, 100 * ends.high, colour, f"{value:.2f} %")
+        for name, value, ends, colour in reversed(rows)
+    ]
+    figure = _figure(data, 190, x_title="top-1 accuracy, %", x={"nticks": 6})
+    figure["layout"]["yaxis"]["range"] = [-0.6, 1.6]
+    figure["layout"]["showlegend"] = False
+    description = "Top-1 accuracy: " + ", ".join(f"{name} engine {value:.2f} %" for name, value, *_ in rows) + "."
+    caption = f"With exact {100 * accuracy.dense_accuracy.confidence:.4g} % intervals (Clopper-Pearson)."
+    return Plot("accuracy", description, caption, figure)
+
+
+def _interval_trace(name: str, value: float, low: float, high: float, colour: str, text: str) -> dict[str, Any]:
+    """One point with its interval as a row of its own."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": [value],
+        "y": [name],
+        "name": name,
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - value],
+            "arrayminus": [value - low],
+            "color": colour,
+            "thickness": 3,
+            "width": 8,
+        },
+        "marker": {"color": colour, "size": 13},
+        "hovertemplate": f"{text}<extra>{name}</extra>",
+    }
+
+
+def _figure(data: list[dict[str, Any]], height: int, *, x_title: str, x: dict[str, Any]) -> dict[str, Any]:
+    axis = {"fixedrange": True, "automargin": True, "zeroline": False}
+    return {
+        "data": data,
+        "layout": {
+            "height": height,
+            "margin": {"l": 8, "r": 18, "t": 12, "b": 8},
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "plot_bgcolor": "rgba(0,0,0,0)",
+            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
+            "dragmode": False,
+            "hovermode": "closest",
+            "xaxis": {**axis, "title": {"text": x_title, "standoff": 12}, "showgrid": True, **x},
+            "yaxis": {**axis, "showgrid": False, "ticklabelstandoff": 8, "type": "category"},
+        },
+    }
+
+
+def _faded(colour: str) -> str:
+    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    return f"rgba({red},{green},{blue},0.35)"
+
+
+def _label(name: str) -> str:
+    """The end of a long layer name, which is the part that tells layers apart."""
+    return name if len(name) <= _LABEL_CHARACTERS else "…" + name[1 - _LABEL_CHARACTERS :]

@@ -1,0 +1,171 @@
+import itertools
+import re
+from html.parser import HTMLParser
+
+import plotly.graph_objects as go
+import pytest
+
+from masksparse_deploy.core.errors import MachineError, OutputError
+from masksparse_deploy.report import plots
+from masksparse_deploy.report.inputs import Provenance, ReportInputs
+from masksparse_deploy.report.render import REPORT_NAME, render_report, write_report
+from tests.report.artifacts import STAGES, make_engine, make_inputs, make_learn, make_profile, make_validation
+
+VOID = {"meta", "br", "link", "img", "input", "hr"}
+
+
+class _Document(HTMLParser):
+    """Text outside of scripts and styles, identifiers, and whether every element is closed."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.identifiers: list[str] = []
+        self.headings: list[int] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.identifiers += [value or "" for name, value in attrs if name == "id"]
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+
+    def handle_startendtag(self, tag, attrs):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not {"script", "style"} & set(self.open):
+            self.text.append(data)
+
+
+def _text(html: str) -> str:
+    return " ".join(" ".join(_Document(html).text).split())
+
+
+def test_everything_is_said():
+    text = _text(render_report(make_inputs()))
+    for expected in (
+        "Safe to deploy, but not faster",
+        "594 of 597",
+        "not violated, but vacuous",
+        "1 input channel: not a multiple of 4",
+        "Not run on a GPU.",
+        "masksparse deploy samples/digits/deploy.yaml",
+        "1 January 2030",
+        "weights: model.safetensors",
+        make_engine("sparse").plan_sha256,
+    ):
+        assert expected in text
+
+
+def test_the_structure_is_sound():
+    document = _Document(render_report(make_inputs()))
+    assert len(document.identifiers) == len(set(document.identifiers))
+    assert document.headings[0] == 1 and document.headings.count(1) == 1
+    assert all(below <= above + 1 for above, below in itertools.pairwise(document.headings))
+
+
+def test_the_same_inputs_give_the_same_bytes():
+    assert render_report(make_inputs()) == render_report(make_inputs())
+
+
+def test_plotly_is_in_the_file_once():
+    assert render_report(make_inputs()).count("* plotly.js v") == 1
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_any_stage_may_be_missing(stage):
+    assert _text(render_report(make_inputs(**{stage: None})))
+
+
+@pytest.mark.parametrize("last", range(len(STAGES)))
+def test_a_run_that_stopped_early(last):
+    text = _text(render_report(make_inputs(**dict.fromkeys(STAGES[last:]))))
+    assert "has not run" in text
+
+
+def test_nothing_has_run():
+    text = _text(render_report(ReportInputs(name="nothing")))
+    assert "There is no verdict yet" in text
+    assert text.count("has not run") >= len(STAGES)
+
+
+def test_what_ran_on_a_gpu():
+    text = _text(
+        render_report(make_inputs(sparse_engine=make_engine("sparse", gpu=True), profile=make_profile(1.42, gpu=True)))
+    )
+    assert "6 of 9 layers run a sparse kernel" in text
+    assert "made_up_sparse_fprop_kernel" in text
+    assert "Not run on a GPU" not in text
+
+
+def test_text_from_outside_cannot_become_markup():
+    attack = "</script><script>alert(1)</script>"
+    learn = make_learn()
+    layers = (learn.layers[0].model_copy(update={"name": attack}),)
+    validation = make_validation()
+    deviation = validation.layers[0].model_copy(update={"layer": attack})
+    html = render_report(
+        make_inputs(
+            name=attack,
+            learn=learn.model_copy(update={"layers": layers}),
+            validation=validation.model_copy(update={"layers": (deviation,)}),
+            provenance=Provenance(command=attack, config_text=attack),
+        )
+    )
+    assert attack not in html
+    assert _Document(html).text
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        plots.latency_plot(make_profile()),
+        plots.speedup_plot(make_profile()),
+        plots.layers_plot(make_validation().layers),
+        plots.accuracy_plot(make_validation().accuracy),
+        plots.methods_plot(make_learn()),
+    ],
+    ids=lambda plot: plot.identifier,
+)
+def test_plots_are_valid_figures(plot):
+    # refuses every property and value that Plotly does not know
+    assert len(go.Figure(plot.figure).data) >= 1
+    assert plot.description.endswith(".") and plot.caption.endswith(".")
+
+
+def test_that_check_refuses_a_wrong_property():
+    plot = plots.methods_plot(make_learn())
+    with pytest.raises(ValueError, match="markers"):
+        go.Figure({**plot.figure, "data": [{**plot.figure["data"][0], "markers": {}}]})
+
+
+def test_a_layer_without_deviation_is_drawn_by_its_bound_only():
+    layer = make_validation().layers[0].model_copy(update={"deviation": 0.0, "tightness": None})
+    figure = plots.layers_plot([layer]).figure
+    assert [trace["x"] for trace in figure["data"]] == [[], [None], [layer.deviation_bound]]
+
+
+def test_write(tmp_path):
+    path = write_report(tmp_path / "out", make_inputs())
+    assert path == tmp_path / "out" / REPORT_NAME
+    assert path.read_text(encoding="utf-8") == render_report(make_inputs())
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_report(tmp_path / "file", make_inputs())
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
+    with pytest.raises(MachineError, match=r"plotly is needed for writing the report.*masksparse-deploy\[report\]"):
+        render_report(make_inputs())
