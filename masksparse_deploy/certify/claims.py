@@ -67,7 +67,7 @@ def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) ->
     ratios = [layer.difference_norm / measured[layer.node] for layer in layers if measured.get(layer.node, 0.0) > 0]
     worst = max(layers, key=lambda layer: layer.difference_norm)
     worst_measured = measured.get(worst.node)
-    detail = f"{len(layers)} layers; the largest bound is that of {worst.layer}."
+    detail = f"Masked layers: {len(layers)}; the largest bound is that of {worst.layer}."
     if ratios:
         detail += (
             f" On the samples the bounds are {np.median(ratios):.2g} times the largest measured gain (median over layers)."
@@ -75,7 +75,7 @@ def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) ->
     return Claim(
         name=LAYERWISE,
         statement=(
-            f"For each of the {len(layers)} masked layers and for every input x of the layer, the l2 distance between the "
+            f"For every masked layer ({len(layers)} in all) and every input x of the layer, the l2 distance between the "
             "dense and the sparse layer's output is at most difference_norm ||x|| + bias_difference sqrt(output_positions), "
             "with the figures listed for the layer; the largest difference_norm is given as the bound."
         ),
