@@ -180,4 +180,4 @@ def _channels(count: int) -> str:
 
 def _size_remark(layer: WeightedLayer) -> str:
     small = min(layer.weight.shape[:2]) < _SMALL if layer.weight.ndim > 1 else True
-    return f"; small (fewer than {_SMALL} input or output channels): rarely faster" if small else ""
+    return f"; small (fewer than {_SMALL} channels): rarely faster" if small else ""

@@ -126,7 +126,7 @@ def test_macs_of_other_operators(
     ("op", "weight", "x", "attributes", "state", "why"),
     [
         ("Conv", weights(512, 256, 1, 1), ["n", 256, 1, 1], {}, "eligible", "dense"),
-        ("Conv", weights(8, 8, 3, 3), ["n", 8, 4, 4], {}, "eligible", "dense; small (fewer than 256 input or output channels)"),
+        ("Conv", weights(8, 8, 3, 3), ["n", 8, 4, 4], {}, "eligible", "dense; small (fewer than 256 channels)"),
         ("Conv", pruned(weights(8, 8, 3, 3)), ["n", 8, 4, 4], {}, "conforming", "2:4, not annotated; small"),
         ("Conv", weights(8, 1, 3, 3), ["n", 1, 4, 4], {}, "not eligible", "1 input channel: not a multiple of 4"),
         ("Conv", weights(8, 6, 3, 3), ["n", 6, 4, 4], {}, "not eligible", "6 input channels: not a multiple of 4"),
