@@ -172,8 +172,6 @@ def _settings(runtime: Any, level: Any, *, threads: int) -> Any:
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _LOG_FATAL_ONLY  # what goes wrong is raised as an exception
-    # threads that wait busily after an inference would slow the other engines of the same process, timed next to this one
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings
 
 
