@@ -1,0 +1,133 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.learn.eligibility import LayerSurvey, survey_layers
+from masksparse_deploy.learn.probe import probe_model
+from tests.learn.networks import Zoo, feature_maps
+from tests.models.tiny_cnn import tiny_cnn
+
+PATTERN = NMPattern(n=2, m=4)
+SHAPE = (3, 8, 8)
+
+
+def survey(model: nn.Module, pattern: NMPattern = PATTERN, **choice: tuple[str, ...]) -> LayerSurvey:
+    model.eval()
+    return survey_layers(model, probe_model(model, SHAPE), pattern=pattern, **choice)
+
+
+def names(found: LayerSurvey) -> list[str]:
+    return [layer.name for layer in found.eligible]
+
+
+def test_every_layer_is_eligible_or_skipped_with_its_reason() -> None:
+    found = survey(Zoo())
+    assert names(found) == ["plain"]
+    assert {layer.name: layer.reason for layer in found.skipped} == {
+        "stem": "3 input channels, not a multiple of 4",
+        "grouped": "grouped convolution (2 groups)",
+        "depthwise": "depthwise convolution (8 groups)",
+        "up": "a transposed convolution",
+        "tied": "shares its weight with also_tied",
+        "also_tied": "shares its weight with tied",
+        "line": "not a 2-d convolution",
+        "scaled": "its weight is computed (parametrized), not stored",
+        "unused": "does not run when an image passes through the network",
+        "hidden": "a linear layer: name it in mask.include to mask it",
+        "head": "a linear layer: name it in mask.include to mask it",
+    }
+
+
+def test_counts_weights_and_multiply_accumulates_of_one_image() -> None:
+    found = survey(Zoo())
+    macs = {layer.name: layer.mac_count for layer in (*found.eligible, *found.skipped)}
+    assert macs["stem"] == 8 * 3 * 9 * 64
+    assert macs["plain"] == 8 * 8 * 9 * 64
+    assert macs["grouped"] == 8 * 4 * 9 * 64
+    # Every input position meets every weight; the output is twice as high and wide.
+    assert macs["up"] == 8 * 8 * 4 * 64
+    assert macs["tied"] == 8 * 8 * 256
+    assert macs["unused"] == 0
+    assert macs["hidden"] == 8 * 12
+    assert found.mac_count == sum(macs.values())
+    assert found.convolution_count == 10
+    assert found.parameter_count == sum(parameter.numel() for parameter in Zoo().parameters())
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "expected"),
+    [
+        (("*",), (), ["block.conv1", "block.conv2", "block.shortcut.0"]),
+        (("*",), ("*.shortcut.*",), ["block.conv1", "block.conv2"]),
+        (("block.conv?",), ("*2",), ["block.conv1"]),
+        (("*", "fc"), (), ["block.conv1", "block.conv2", "block.shortcut.0", "fc"]),
+        (("f*",), (), ["fc"]),
+        (("fc", "block.conv1"), ("fc",), ["block.conv1"]),
+    ],
+)
+def test_globs_choose_layers_and_exclude_wins(include: tuple[str, ...], exclude: tuple[str, ...], expected: list[str]) -> None:
+    assert names(survey(tiny_cnn(), include=include, exclude=exclude)) == expected
+
+
+def test_the_users_choice_is_a_reason() -> None:
+    found = survey(tiny_cnn(), include=("block.*",), exclude=("*.conv2",))
+    reasons = {layer.name: layer.reason for layer in found.skipped}
+    assert reasons["block.conv2"] == "excluded by mask.exclude '*.conv2'"
+    assert reasons["fc"] == "not matched by mask.include"
+    assert reasons["conv"] == "3 input channels, not a multiple of 4"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"include": ("conv",)}, "mask.include names conv, which cannot carry a 2:4 mask: 3 input channels"),
+        (
+            {"include": ("block.convl",)},
+            "'block.convl' matches no convolution or linear layer; did you mean 'block.conv2', 'block.conv1'?",
+        ),
+        ({"exclude": ("block",)}, "did you mean 'block.*'?"),
+        ({"exclude": ("zzz",)}, "the layers are conv, block.conv1"),
+        ({"include": ("conv*",)}, "no layer of the network can carry a 2:4 mask (conv: 3 input channels"),
+    ],
+)
+def test_a_choice_that_cannot_be_followed_is_refused(choice: dict[str, tuple[str, ...]], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        survey(tiny_cnn(), **choice)
+
+
+def test_channels_are_measured_against_the_pattern() -> None:
+    found = survey(tiny_cnn(), pattern=NMPattern(n=4, m=16))
+    assert names(found) == ["block.conv2"]
+
+
+def test_a_network_without_layers_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no convolutions or linear layers"):
+        survey(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "message"),
+    [
+        (tiny_cnn(), (1, 8, 8), "layer conv takes 3 channels and receives 1"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 10)), (3, 9, 9), "layer 1 takes 192 features and receives 243"),
+        (nn.Sequential(nn.Conv2d(3, 4, 9), nn.Flatten()), (3, 8, 8), "cannot take images of shape"),
+        (feature_maps(), (3, 8, 8), r"returns \(1, 8, 6, 6\) for one image"),
+        (nn.LSTM(8, 8), (8, 8), "returns tuple"),
+    ],
+)
+def test_images_that_do_not_fit_the_network_are_refused(model: nn.Module, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        probe_model(model.eval(), shape)
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_probing_changes_nothing() -> None:
+    model = tiny_cnn()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    probe_model(model, SHAPE)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
