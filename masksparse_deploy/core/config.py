@@ -55,7 +55,7 @@ class MaskOptions(Options):
 
     pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels")
     method: Literal["magnitude", "scores"] = _option("scores", "how masks are chosen; the weights stay frozen")
-    batch_norm: bool = _option(True, "batch-norm statistics follow the masks: re-estimated after magnitude, updated while learning")
+    batch_norm: bool = _option(True, "batch-norm statistics follow the masks: estimated anew, or updated while learning")
     include: tuple[str, ...] = _option(("*",), "globs of the layers to mask", strict=False)
     exclude: tuple[str, ...] = _option((), "globs of the layers to leave dense; wins over include", strict=False)
     epochs: int = _option(10, "passes over the training images of a learned method", gt=0)

@@ -152,6 +152,6 @@ def _check_matches(option: str, glob: str, names: Sequence[str]) -> None:
     if any(name.startswith(f"{glob}.") for name in names):
         hint = f"it holds layers: did you mean '{glob}.*'?"
     else:
-        close = difflib.get_close_matches(glob, names, n=3, cutoff=0.4)
+        close = difflib.get_close_matches(glob, names, n=3)
         hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"the layers are {', '.join(names) or 'none'}"
     raise UsageError(f"mask.{option} {glob!r} matches no convolution or linear layer; {hint}")

@@ -119,7 +119,7 @@ def _check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) 
     # Of weights shared between modules, safetensors.torch.save_model stores one copy.
     stored = {tensor.data_ptr() for name, tensor in own.items() if name in state and tensor.numel()}
     missing = [n for n in own if n not in state and not n.endswith(_COUNTER) and own[n].data_ptr() not in stored]
-    unexpected = [name for name in state if name not in own and not name.endswith(_COUNTER)]
+    unexpected = [name for name in sorted(state) if name not in own and not name.endswith(_COUNTER)]
     shapes = [
         f"{name} is {tuple(state[name].shape)}, the network's is {tuple(own[name].shape)}"
         for name in own
