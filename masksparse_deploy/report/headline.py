@@ -117,7 +117,7 @@ def _proof(validation: ValidationReport | None, certificate: Certificate | None)
         return Figure(question, NOTHING, "", (f"The {missing} stage has not run.",), "open")
     layers = validation.layers
     within = sum(layer.verdict == "pass" for layer in layers)
-    notes = ["masked layers stay within a bound that is proved, not estimated"] if layers else ["no layer was compared"]
+    notes = ["changed layers stay within a bound that is proved, not estimated"] if layers else ["no layer was compared"]
     notes += [f"{claim.name}: {claim.status}" for claim in certificate.claims if claim.name.startswith("end-to-end")]
     tone: Tone = "open" if not layers else "good" if within == len(layers) else "bad"
     return Figure(question, f"{within} of {len(layers)}", "layers", tuple(notes), tone)

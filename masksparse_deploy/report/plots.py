@@ -11,7 +11,7 @@ from typing import Any
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import AccuracyComparison, LayerDeviation
-from masksparse_deploy.report.formats import MINUS, TIMES
+from masksparse_deploy.report.formats import TIMES
 
 __all__ = ["Plot", "accuracy_plot", "latency_plot", "layers_plot", "methods_plot", "speedup_plot"]
 
@@ -102,7 +102,7 @@ def speedup_plot(profile: ProfileReport) -> Plot:
 
 
 def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
-    """For every masked layer the measured deviation and its proved bound, on a logarithmic axis."""
+    """For every changed layer the measured deviation and its proved bound, on a logarithmic axis."""
     names = [layer.layer for layer in layers]
     lines_x: list[float | None] = []
     lines_y: list[str | None] = []
@@ -141,7 +141,7 @@ def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
     # ticks at 1, 2 and 5 where a tick for each power of ten would leave only one or two
     spacing = "D2" if drawn and max(drawn) < _TWO_DECADES * min(drawn) else 1
     axis = {"type": "log", "tickformat": "~g", "dtick": spacing}
-    figure = _figure(data, 26 * len(layers) + 130, x_title=f"‖engine {MINUS} dense layer‖, l2", x=axis)
+    figure = _figure(data, 26 * len(layers) + 130, x_title="deviation from the dense layer", x=axis)
     figure["layout"]["yaxis"].update(
         {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
     )
@@ -149,8 +149,8 @@ def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
     within = sum(layer.deviation <= layer.deviation_bound for layer in layers)
     return Plot(
         "layers",
-        f"Measured deviation and proved bound of {len(layers)} masked layers; {within} are within their bound.",
-        "For each layer the sample that comes closest to its bound. The dot must stay left of the bar.",
+        f"Measured deviation and proved bound of {len(layers)} changed layers; {within} are within their bound.",
+        "l2 norm of the sample that comes closest to its layer's bound. The dot must stay left of the bar.",
         figure,
     )
 

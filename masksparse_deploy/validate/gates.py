@@ -46,10 +46,10 @@ def flip_gate(accuracy: AccuracyComparison, gates: Gates) -> Check:
 
 
 def layerwise_gate(layers: tuple[LayerDeviation, ...], uncovered: Mapping[str, str], gates: Gates) -> Check:
-    """The number of masked layers outside their proved bounds against the gate.
+    """The number of changed layers outside their proved bounds against the gate.
 
     Args:
-        layers: all masked layers.
+        layers: all layers of the certificate.
         uncovered: nodes whose kernel the rounding bound does not cover, with the reason.
         gates: the user's.
     """
@@ -59,12 +59,12 @@ def layerwise_gate(layers: tuple[LayerDeviation, ...], uncovered: Mapping[str, s
     if len(failed) > gates.layerwise_violations:
         verdict, detail = "fail", f"outside their bounds: {', '.join(failed)}"
     elif not layers:
-        verdict, detail = "inconclusive", "no layer is masked, so no layer was compared"
+        verdict, detail = "inconclusive", "no layer was changed, so no layer was compared"
     elif open_ones:
         reasons = "; ".join(f"{layer.layer}: {uncovered.get(layer.node, 'not covered')}" for layer in open_ones)
         verdict, detail = "inconclusive", f"outside a bound that does not cover the kernel in use: {reasons}"
     else:
-        detail = f"{len(layers) - len(failed)} of {len(layers)} masked layers are within their proved bounds"
+        detail = f"{len(layers) - len(failed)} of {len(layers)} changed layers are within their proved bounds"
         if failed:
             detail += f"; allowed by the gate: {', '.join(failed)}"
     return Check(

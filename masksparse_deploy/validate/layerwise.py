@@ -1,4 +1,4 @@
-"""Every masked layer of the engine held against its proved bounds, on the input that the engine itself gave it."""
+"""Every layer that masking changed held against its proved bounds, on the input that the engine itself gave it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerPair:
-    """A masked layer in the sparse file, its twin in the dense file, and what the certificate proves about the two."""
+    """A layer of the certificate in the sparse file, its twin in the dense file, and what is proved about the two."""
 
     bound: LayerBound
     dense: WeightedLayer
@@ -106,7 +106,7 @@ def compare_layers(
 
     Args:
         session: an engine that returns `exposed_tensors`.
-        pairs: the masked layers.
+        pairs: the layers of the certificate.
         images: float32 (count, channels, height, width).
         input_name: the model's input.
         uncovered: nodes whose kernel the rounding bound does not cover, with the reason; outside their bound they are

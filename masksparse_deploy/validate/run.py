@@ -173,7 +173,7 @@ def _layer_checks(
     out: Path,
     progress: Progress,
 ) -> tuple[list[Check], tuple[LayerDeviation, ...]]:
-    """Build an engine of the same file that also returns the masked layers, and compare them."""
+    """Build an engine of the same file that also returns the changed layers, and compare them."""
     pairs = layer_pairs(dense.graph, sparse.graph, certificate)
     if not pairs:
         return [layerwise_gate((), {}, gates)], ()

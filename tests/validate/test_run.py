@@ -177,7 +177,7 @@ def test_certificate_for_other_samples(template):
 def test_nothing_masked_is_inconclusive(template):
     report = template.validate(certificate=template.certificate.model_copy(update={"layers": ()}))
     assert report.verdict == "inconclusive"
-    assert named(report, "layers outside their bounds").detail == "no layer is masked, so no layer was compared"
+    assert named(report, "layers outside their bounds").detail == "no layer was changed, so no layer was compared"
 
 
 def test_flipped_labels_break_the_gate(template):
