@@ -42,7 +42,13 @@ def command(config: Path, out: Path | None, as_json: bool) -> int:
     """
     options = read_config(config)
     arguments = " ".join(["masksparse", *sys.argv[1:]])
-    job = Job(config=options, folder=config.parent, out=out or Path(options.out), command=arguments)
+    job = Job(
+        config=options,
+        folder=config.parent,
+        out=out or Path(options.out),
+        command=arguments,
+        config_text=config.read_text(encoding="utf-8"),
+    )
     terminal = console()
 
     def show(result: StageResult) -> None:

@@ -97,7 +97,7 @@ def certify_lines(certificate: Certificate) -> list[str]:
     """How many layers have a bound, and what the end-to-end claims are worth."""
     lines = [f"{len(certificate.layers)} layer bounds"]
     for claim in certificate.claims:
-        tightness = f", {claim.tightness:,.1f}x measured" if claim.tightness is not None else ""
+        tightness = f", {_times(claim.tightness)} measured" if claim.tightness is not None else ""
         bound = f"{claim.bound:.3g}{tightness}" if claim.bound is not None else "no bound"
         colour = {"useful": "green", "vacuous": "yellow", "inconclusive": "yellow"}[claim.status]
         certified = ""
@@ -138,7 +138,9 @@ def lint_table(report: LintReport) -> Iterable[Table | str]:
     for layer in report.layers:
         share = f"{layer.mac_count / total:.1%}" if layer.mac_count is not None and total else "?"
         state = f"[{_STATES[layer.state]}]{layer.state}[/]" if layer.state in _STATES else layer.state
-        table.add_row(escape(layer.node), "x".join(map(str, layer.shape)), share, state, escape(layer.why))
+        table.add_row(
+            escape(layer.weight.removesuffix(".weight")), "x".join(map(str, layer.shape)), share, state, escape(layer.why)
+        )
     counts: dict[str, int] = {}
     for layer in report.layers:
         counts[layer.state] = counts.get(layer.state, 0) + 1
@@ -163,6 +165,10 @@ def doctor_table(statuses: Sequence[BackendStatus]) -> Table:
 
 def _percent(fraction: float) -> str:
     return f"{100 * fraction:.1f} %"
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.1f}x" if factor < 1000 else f"{factor:.0e}x"
 
 
 def _share(share: Share) -> str:

@@ -23,12 +23,14 @@ class Job:
         folder: where the configuration lies; its relative paths start here.
         out: the output folder.
         command: what the user typed, for the report's provenance.
+        config_text: the configuration file as written, likewise.
     """
 
     config: DeployConfig
     folder: Path
     out: Path
     command: str
+    config_text: str
 
     @cached_property
     def test(self) -> Samples:

@@ -11,6 +11,7 @@ from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.pipeline.job import Job, source_digest
+from masksparse_deploy.pipeline.reporting import REPORTED, report_folder
 
 __all__ = ["STAGES", "Stage", "bake_model"]
 
@@ -226,23 +227,13 @@ def _validate(job: Job, progress: Progress) -> None:
     report.write(job.out / "validation.json")
 
 
-_REPORTED = (
-    "learn.json",
-    "bake.json",
-    "dense.engine.json",
-    "sparse.engine.json",
-    "profile.json",
-    "certificate.json",
-    "validation.json",
-)
-
-
 def _report_inputs(job: Job) -> dict[str, Any]:
-    return {"files": {name: job.digest(name) for name in _REPORTED}, "config": _plain(job.config)}
+    return {"files": {name: job.digest(name) for name in REPORTED}, "config": job.config_text}
 
 
 def _report(job: Job, progress: Progress) -> None:
-    raise AssertionError("replaced below")
+    progress("report", 0, 1)
+    report_folder(job.out, command=job.command, config_text=job.config_text)
 
 
 def _fixed(*names: str) -> Callable[[Job], tuple[str, ...]]:

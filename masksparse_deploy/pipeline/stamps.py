@@ -11,7 +11,7 @@ from masksparse_deploy.core.artifacts.document import Document
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import canonical_json, sha256_bytes, sha256_file
 
-__all__ = ["Stamp", "environment", "is_current", "stage_key", "write_stamp"]
+__all__ = ["Stamp", "is_current", "package_versions", "stage_key", "write_stamp"]
 
 FOLDER = ".stages"
 # A new release of one of these may change an artifact.
@@ -28,9 +28,9 @@ class Stamp(Document):
     outputs: dict[str, str]
 
 
-def environment() -> dict[str, str]:
-    """Versions of the packages that artifacts depend on, and a digest of this package's own code."""
-    found = {"masksparse-deploy": masksparse_deploy.__version__, "code_sha256": _code_sha256()}
+def package_versions() -> dict[str, str]:
+    """Versions of this package and of those that artifacts depend on, as far as they are installed."""
+    found = {"masksparse-deploy": masksparse_deploy.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)
@@ -40,8 +40,9 @@ def environment() -> dict[str, str]:
 
 
 def stage_key(stage: str, inputs: dict[str, Any]) -> str:
-    """The digest of a stage's name, its inputs and the environment."""
-    return sha256_bytes(canonical_json({"stage": stage, "inputs": inputs, "environment": environment()}))
+    """The digest of a stage's name, its inputs, the code and the packages it runs with."""
+    content = {"stage": stage, "inputs": inputs, "versions": package_versions(), "code": _code_sha256()}
+    return sha256_bytes(canonical_json(content))
 
 
 def is_current(folder: Path, stage: str, key: str) -> bool:
