@@ -12,8 +12,8 @@ __all__ = ["command"]
 
 
 @click.command("report")
-@click.option("--folder", type=click.Path(path_type=Path), required=True, help="Folder with the artifacts of a run.")
+@click.argument("folder", type=click.Path(path_type=Path))
 def command(folder: Path) -> None:
-    """Write report.html, one page from the artifacts of a folder; stages that have not run are named in it."""
+    """Write report.html, one page from the artifacts in FOLDER; stages that have not run are named in it."""
     arguments = " ".join(["masksparse", *sys.argv[1:]])
     console().print(str(report_folder(folder, command=arguments)))

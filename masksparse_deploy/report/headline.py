@@ -67,13 +67,13 @@ def speed_is_valid(profile: ProfileReport) -> bool:
 
 def _pass_sentence(profile: ProfileReport | None) -> str:
     if profile is None or not speed_is_valid(profile):
-        return "Safe to deploy. Whether it is faster has not been established."
+        return "All checks passed. Whether it is faster has not been established."
     ends = profile.speedup.interval
     if ends.low > 1:
         return f"Deploy it: {times(profile.speedup.ratio)} as fast as the dense engine, within all gates."
     if ends.high < 1:
-        return "Safe to deploy, but slower than the dense engine on this device."
-    return "Safe to deploy, but not faster than the dense engine on this device."
+        return "All checks passed, but it is slower than the dense engine on this device."
+    return "All checks passed, but it is not faster than the dense engine on this device."
 
 
 def _speed(profile: ProfileReport | None) -> Figure:

@@ -10,8 +10,9 @@ from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.engine.plans import read_plan
 from masksparse_deploy.graph.model import Graph, WeightedLayer
-from masksparse_deploy.graph.reader import read_graph, weighted_layers
+from masksparse_deploy.graph.reader import parse_graph, weighted_layers
 
 __all__ = ["check_conformity", "check_weights", "read_plan_graph", "require_chain"]
 
@@ -44,17 +45,12 @@ def read_plan_graph(engine: EngineArtifact, engine_path: Path) -> Graph | None:
     """The plan as a graph where the backend's plans are ONNX files, else None.
 
     Raises:
-        ArtifactError: the plan's digest is not the recorded one.
+        ArtifactError: the plan is missing, damaged, or its digest is not the recorded one.
     """
     if engine.backend != "onnxruntime":
         return None
-    graph = read_graph(engine_path.parent / engine.plan)
-    if graph.sha256 != engine.plan_sha256:
-        raise ArtifactError(
-            f"the plan {engine.plan} was changed after it was built: recorded digest {engine.plan_sha256}, found "
-            f"{graph.sha256}; run 'masksparse build' again"
-        )
-    return graph
+    _, plan = read_plan(engine_path, backend=engine.backend)
+    return parse_graph(plan, name=engine.plan)
 
 
 def check_conformity(sparse: Graph, plan: Graph | None, backend: str) -> Check:

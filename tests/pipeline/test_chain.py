@@ -72,7 +72,7 @@ def test_nothing_in_the_artifacts_names_a_folder_of_this_machine(finished: Path)
     ("section", "values", "run_again"),
     [
         ("gates", {"flip_rate": 0.9}, {"validate"}),
-        ("certify", {"grid": 9}, {"certify", "validate"}),
+        ("certify", {"sample_count": 12}, {"certify", "validate"}),
         ("profile", {"rounds": 21}, {"profile"}),
         ("bake", {"opset": 19}, {"bake", "build", "profile", "certify", "validate"}),
     ],

@@ -8,13 +8,13 @@ from tests.report.artifacts import make_inputs, make_profile, make_validation
     ("profile", "sentence"),
     [
         (make_profile(1.42, 0.02), "Deploy it: 1.42\N{MULTIPLICATION SIGN} as fast as the dense engine, within all gates."),
-        (make_profile(1.0, 0.02), "Safe to deploy, but not faster than the dense engine on this device."),
-        (make_profile(0.9, 0.02), "Safe to deploy, but slower than the dense engine on this device."),
+        (make_profile(1.0, 0.02), "All checks passed, but it is not faster than the dense engine on this device."),
+        (make_profile(0.9, 0.02), "All checks passed, but it is slower than the dense engine on this device."),
         (
             make_profile(1.42, 0.02, ("the clock is too coarse",)),
-            "Safe to deploy. Whether it is faster has not been established.",
+            "All checks passed. Whether it is faster has not been established.",
         ),
-        (None, "Safe to deploy. Whether it is faster has not been established."),
+        (None, "All checks passed. Whether it is faster has not been established."),
     ],
 )
 def test_a_pass_says_whether_it_is_worth_it(profile, sentence):

@@ -52,7 +52,7 @@ def _text(html: str) -> str:
 def test_everything_is_said():
     text = _text(render_report(make_inputs()))
     for expected in (
-        "Safe to deploy, but not faster",
+        "All checks passed, but it is not faster",
         "594 of 597",
         "not violated, but vacuous",
         "1 input channel: not a multiple of 4",
