@@ -27,6 +27,7 @@ from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
 from masksparse_deploy.pipeline.run import StageResult, run_chain
+from masksparse_deploy.pipeline.stages import STAGES
 
 __all__ = ["command"]
 
@@ -34,8 +35,9 @@ __all__ = ["command"]
 @click.command("deploy")
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: that of the configuration]")
+@click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage, without a verdict.")
 @json_option
-def command(config: Path, out: Path | None, as_json: bool) -> int:
+def command(config: Path, out: Path | None, until: str | None, as_json: bool) -> int:
     """Run the whole chain of CONFIG, a YAML file, and give the verdict; exit code 0 only for pass.
 
     Stages whose inputs have not changed are not run again; an interrupted run goes on where it stopped.
@@ -58,7 +60,9 @@ def command(config: Path, out: Path | None, as_json: bool) -> int:
         terminal.print(stage_row(result.stage, lines, result.seconds))
 
     with shown_progress() as progress:
-        run_chain(job, on_result=show, progress=progress)
+        results = run_chain(job, until=until, on_result=show, progress=progress)
+    if len(results) < len(STAGES):
+        return 0
     report = ValidationReport.read(job.out / "validation.json")
     emit(report, as_json, verdict_line(report, str(job.out / "report.html")))
     return 0 if report.verdict == "pass" else 1

@@ -26,16 +26,18 @@ class StageResult:
 def run_chain(
     job: Job,
     *,
+    until: str | None = None,
     on_result: Callable[[StageResult], None] = lambda result: None,
     progress: Progress = silent,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[StageResult, ...]:
-    """Run every stage of `job` in order; the artifacts are then in `job.out`.
+    """Run the stages of `job` in order; the artifacts are then in `job.out`.
 
     Outputs appear whole or not at all and the stamp comes last, so a run that was killed goes on where it was.
 
     Args:
         job: what to do and where.
+        until: name of the last stage to run; all by default.
         on_result: called after each stage.
         progress: called while a stage works.
         clock: seconds.
@@ -55,4 +57,6 @@ def run_chain(
             result = StageResult(stage.name, "unchanged" if current else "done", clock() - start)
             results.append(result)
             on_result(result)
+            if stage.name == until:
+                break
     return tuple(results)

@@ -128,6 +128,14 @@ def test_killed_at_any_moment_it_ends_with_the_same_artifacts(tmp_path: Path, fi
     assert artifacts(tmp_path / "out") == whole
 
 
+def test_until_stops_after_a_stage(tmp_path: Path) -> None:
+    result = masksparse("deploy", make_project(tmp_path, mask={"method": "magnitude"}), "--until", "bake")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "out" / "sparse.onnx").is_file()
+    assert not list((tmp_path / "out").glob("*.engine.json"))
+    assert "PASS" not in result.stdout
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     import fcntl
 
