@@ -10,7 +10,6 @@ __all__ = ["EXTRAS", "is_installed", "require"]
 
 # Import name -> the extra of this package that brings it.
 EXTRAS = {
-    "PIL": "learn",
     "cuda": "gpu",
     "jinja2": "report",
     "onnx_ir": "learn",

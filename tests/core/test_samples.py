@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError, UsageError
 from masksparse_deploy.core.samples import Samples, read_samples
@@ -29,11 +30,10 @@ def test_8_bit_images_are_scaled_normalised_and_brought_to_channels_first(tmp_pa
 
 
 def test_a_folder_of_images_has_one_class_for_each_sub_folder(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image")
     for name, colour in (("cat", (255, 0, 0)), ("dog", (0, 0, 255))):
         (tmp_path / "data" / name).mkdir(parents=True)
         for index in range(2):
-            image.new("RGB", (20, 10), colour).save(tmp_path / "data" / name / f"{index}.png")
+            Image.new("RGB", (20, 10), colour).save(tmp_path / "data" / name / f"{index}.png")
     samples = read_samples("data", folder=tmp_path, image_size=8)
     assert samples.images.shape == (4, 3, 8, 8)
     assert samples.labels.tolist() == [0, 0, 1, 1]
