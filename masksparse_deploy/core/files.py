@@ -4,9 +4,10 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +69,13 @@ def make_folder(path: Path) -> Path:
 def atomic_output(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there when the block ends well, remove it when it does not.
 
-    What an earlier process left behind under such a name, killed before it could move it, is removed first.
+    What an earlier process left behind under such a name, killed before it could move it, is removed first. Of two processes
+    that write the same file at the same time, the one that ends last wins.
     """
     make_folder(path.parent)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        for stale in path.parent.glob(f".{path.name}.*.partial"):
-            stale.unlink(missing_ok=True)
+        _remove_stale(path)
         yield partial
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -82,7 +83,8 @@ def atomic_output(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise output_error(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what stopped the writing may stop the removal too, and is told already
+            partial.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -107,6 +109,27 @@ def output_error(path: Path, error: OSError) -> OutputError:
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return OutputError(f"{path} cannot be written ({error.strerror}); choose an output folder that you may write to")
     return OutputError(f"{path} cannot be written ({error.strerror or error}); choose another output folder")
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the temporary files of `path` whose process is gone."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
+    for entry in path.parent.iterdir():
+        match = pattern.fullmatch(entry.name)
+        if match and not _is_running(int(match[1])):
+            entry.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # there the call below would send a signal, so nothing counts as gone
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _free_bytes(path: Path) -> int:

@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,10 +40,39 @@ def test_any_other_error_leaves_nothing_either(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / ".a.bin.99999.partial").write_bytes(b"half")
-    write_atomic(tmp_path / "a.bin", b"whole")
-    assert leftovers(tmp_path) == ["a.bin"]
+def ended_process() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="whether a process runs cannot be told there")
+@pytest.mark.parametrize("name", ["a.bin", "a [1] \N{LATIN SMALL LETTER U WITH DIAERESIS}.bin"])
+def test_what_a_killed_process_left_is_removed(tmp_path: Path, name: str) -> None:
+    (tmp_path / f".{name}.{ended_process()}.partial").write_bytes(b"half")
+    write_atomic(tmp_path / name, b"whole")
+    assert leftovers(tmp_path) == [name]
+
+
+def test_what_a_running_process_is_writing_stays(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        live = tmp_path / f".a.bin.{process.pid}.partial"
+        live.write_bytes(b"half")
+        write_atomic(tmp_path / "a.bin", b"whole")
+        assert leftovers(tmp_path) == sorted([live.name, "a.bin"])
+        process.communicate(b"\n")
+
+
+def test_what_belongs_to_another_output_stays(tmp_path: Path) -> None:
+    other = f".a.bin.{ended_process()}.partial"
+    (tmp_path / other).write_bytes(b"half")
+    write_atomic(tmp_path / "a", b"whole")
+    assert leftovers(tmp_path) == sorted([other, "a"])
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_atomic(tmp_path / ("x" * 250), b"content")
 
 
 def test_a_file_in_the_way_of_the_folder(tmp_path: Path) -> None:
