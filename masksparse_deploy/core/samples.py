@@ -72,7 +72,8 @@ def read_samples(
         std: per channel, divided by after subtracting `mean`; only for 8-bit images.
         image_size: height and width that images of a folder are resized and cropped to.
 
-    Images are float32 (count, channels, height, width) and taken as they are, or uint8 (count, height, width[, channels]).
+    Images are floating-point (count, channels, height, width) and taken as they are, or uint8
+    (count, height, width[, channels]).
 
     Raises:
         UsageError: no such source, or shapes and types that do not fit.
@@ -82,18 +83,27 @@ def read_samples(
     if path.is_dir():
         images, labels = _from_folder(path, image_size)
     elif is_factory(source) and not path.exists():
-        try:
-            images, labels = load_factory(source, folder)()
-        except (TypeError, ValueError) as error:
-            raise UsageError(f"{source} must return a pair of arrays (images, labels): {error}") from error
+        images, labels = _from_factory(source, folder)
     else:
         images, labels = _from_npz(path)
     try:
-        return Samples(_normalised(np.asarray(images), mean, std), np.asarray(labels).astype(np.int64, casting="same_kind"))
+        return Samples(_normalised(images, mean, std), labels.astype(np.int64, casting="same_kind"))
     except TypeError as error:
-        raise UsageError(f"{source}: labels are {np.asarray(labels).dtype}, not integers") from error
+        raise UsageError(f"{source}: labels are {labels.dtype}, not integers") from error
     except (UsageError, ArtifactError) as error:
         raise type(error)(f"{source}: {error}") from error
+
+
+def _from_factory(source: str, folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    factory = load_factory(source, folder)
+    try:
+        images, labels = factory()
+        return np.asarray(images), np.asarray(labels)
+    except Exception as error:  # the user's code may raise anything
+        raise UsageError(
+            f"{source} must return a pair of arrays (images, labels) when called without arguments; "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _from_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -114,8 +124,8 @@ def _from_folder(path: Path, image_size: int | None) -> tuple[npt.NDArray[Any], 
         raise UsageError(f"{path} is a folder of images: set data.image_size, the height and width the network takes")
     image_module = require("PIL.Image", needed_for="reading a folder of images")
     ops = require("PIL.ImageOps", needed_for="reading a folder of images")
-    classes = sorted(entry for entry in path.iterdir() if entry.is_dir())
-    files = [(file, label) for label, entry in enumerate(classes) for file in sorted(entry.iterdir()) if file.is_file()]
+    classes = [entry for entry in _visible(path) if entry.is_dir()]
+    files = [(file, label) for label, entry in enumerate(classes) for file in _visible(entry) if file.is_file()]
     if not files:
         raise UsageError(f"{path} holds no images; it needs one sub-folder for each class, with the images in it")
     pixels = []
@@ -126,6 +136,11 @@ def _from_folder(path: Path, image_size: int | None) -> tuple[npt.NDArray[Any], 
         except OSError as error:
             raise ArtifactError(f"{file} is not a readable image ({error}); remove or replace it") from error
     return np.stack(pixels), np.array([label for _, label in files], dtype=np.int64)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What notebooks and file managers hide in a folder is neither a class nor an image."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _normalised(
@@ -140,9 +155,13 @@ def _normalised(
         for name, values in (("mean", mean), ("std", std)):
             if values is not None and len(values) != channels:
                 raise UsageError(f"data.{name} has {len(values)} values, the images have {channels} channels")
+        if std is not None and min(std) <= 0:
+            raise UsageError(f"data.std is {list(std)}; every channel's standard deviation must be above 0")
         offset, scale = (np.asarray(values or [default], np.float32) for values, default in ((mean, 0.0), (std, 1.0)))
         scaled = (images.astype(np.float32) / np.float32(255) - offset) / scale
         return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
     if mean is not None or std is not None:
         raise UsageError(f"data.mean and data.std are for 8-bit images; these are {images.dtype} and taken as they are")
+    if images.dtype.kind != "f":
+        raise UsageError(f"images are {images.dtype}; give 8-bit (uint8) images, or normalised floating-point ones")
     return np.ascontiguousarray(images, dtype=np.float32)

@@ -38,6 +38,10 @@ def test_a_folder_of_images_has_one_class_for_each_sub_folder(tmp_path: Path) ->
     assert samples.images.shape == (4, 3, 8, 8)
     assert samples.labels.tolist() == [0, 0, 1, 1]
     assert samples.images[0, :, 0, 0].tolist() == [1, 0, 0]
+    # as notebooks and file managers leave them
+    (tmp_path / "data" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "data" / "cat" / ".DS_Store").write_bytes(b"")
+    assert read_samples("data", folder=tmp_path, image_size=8).digest == samples.digest
 
 
 def test_a_factory_returns_a_pair(tmp_path: Path) -> None:
@@ -46,10 +50,37 @@ def test_a_factory_returns_a_pair(tmp_path: Path) -> None:
     assert len(read_samples("mydata:test", folder=tmp_path)) == 3
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise FileNotFoundError('train.gz')", "FileNotFoundError: train.gz"),
+        ("return None", "must return a pair of arrays .* TypeError"),
+        ("return [[1], [1, 2]], [0, 1]", "must return a pair of arrays .* ValueError"),
+    ],
+)
+def test_a_bad_factory(tmp_path: Path, body: str, words: str) -> None:
+    (tmp_path / "mydata.py").write_text(f"def test():\n    {body}\n")
+    with pytest.raises(UsageError, match=words):
+        read_samples("mydata:test", folder=tmp_path)
+
+
+def test_a_standard_deviation_of_zero(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=[0, 1])
+    with pytest.raises(UsageError, match=r"data.std is \[0.0\]; every channel's standard deviation must be above 0"):
+        read_samples("a.npz", folder=tmp_path, std=(0.0,))
+
+
 CASES: list[tuple[str, dict[str, np.ndarray], type[MasksparseError], str]] = [
     ("no labels", {"images": IMAGES}, UsageError, "no array 'labels'; it holds images"),
     ("too few labels", {"images": IMAGES, "labels": LABELS[:3]}, UsageError, "5 images but labels of shape"),
     ("three dimensions", {"images": IMAGES[0], "labels": LABELS[:3]}, UsageError, "not float32 .count, channels"),
+    (
+        "integers that are not 8-bit",
+        {"images": IMAGES.astype(np.int64), "labels": LABELS},
+        UsageError,
+        "images are int64; give 8",
+    ),
+    ("text", {"images": IMAGES.astype(str), "labels": LABELS}, UsageError, "images are <U"),
     ("real labels", {"images": IMAGES, "labels": LABELS + 0.5}, UsageError, "labels are float64, not integers"),
     ("not a number", {"images": IMAGES * np.nan, "labels": LABELS}, ArtifactError, "NaN or infinite"),
     ("empty", {"images": IMAGES[:0], "labels": LABELS[:0]}, UsageError, "empty"),
