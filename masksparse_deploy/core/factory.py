@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.files import sha256_bytes
 
 __all__ = ["is_factory", "load_factory", "source_file"]
 
@@ -55,7 +56,7 @@ def source_file(text: str, folder: Path) -> Path | None:
 
 def _load_beside(path: Path) -> Any:
     """Import `path` under a name of its own, so that two folders may both have a model.py; its siblings are importable."""
-    key = f"_masksparse_user_{path.resolve().as_posix().replace('/', '_').removesuffix('.py')}"
+    key = f"_masksparse_user_{sha256_bytes(str(path.resolve()).encode())}"
     if key in sys.modules:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)

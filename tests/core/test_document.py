@@ -44,10 +44,14 @@ def test_a_foreign_or_damaged_document_is_refused(tmp_path: Path, change: dict[s
         Sample.read(tmp_path / "a.json")
 
 
-def test_truncated_json_is_damaged(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_bytes(SAMPLE.to_bytes()[:40])
+@pytest.mark.parametrize("damaged", [SAMPLE.to_bytes()[:40], b"[" * 100_000], ids=["truncated", "nested without end"])
+def test_what_is_no_json_is_damaged(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(damaged)
     with pytest.raises(ArtifactError, match="not valid JSON"):
         Sample.read(tmp_path / "a.json")
+
+
+def test_a_missing_document(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         Sample.read(tmp_path / "b.json")
 

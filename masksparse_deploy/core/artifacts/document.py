@@ -46,7 +46,7 @@ class Document(Record):
         """Read and validate; raises UsageError for a missing file, ArtifactError for a damaged or foreign one."""
         try:
             content: Any = json.loads(require_file(path, cls.kind).read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"{path} is not valid JSON ({error}); write it again with the stage that makes it") from error
         if not isinstance(content, dict) or content.pop("kind", None) != cls.kind:
             raise ArtifactError(f"{path} is not a masksparse {cls.kind} file; check the path")
