@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph import operators
 from masksparse_deploy.graph.model import Graph, Node
 
-__all__ = ["apply_node", "axes_of", "conv_geometry", "obstacle", "pool_geometry"]
+__all__ = ["apply_node", "axes_of", "conv_geometry", "obstacle", "pad_widths", "pool_geometry", "slice_axes"]
 
 Array = npt.NDArray[Any]
 # The arrays of a node's inputs; None for an optional input that is left out.
@@ -34,12 +35,22 @@ def apply_node(node: Node, inputs: Inputs, *, batch: int | None, absolute: bool 
         inputs: its inputs in order; None where an optional one is left out.
         batch: the batch size fixed in the file, which a Reshape may repeat; None if it is dynamic.
         absolute: take the absolute values of scalar factors (Gemm's alpha and beta) too.
+
+    Raises:
+        UsageError: the shapes do not fit together, as where a file is made for one batch size.
     """
-    if node.op == "Reshape":
-        return _reshape(_first(inputs), inputs[1], batch)
-    if node.op == "Gemm":
-        return _gemm(node, inputs, absolute)
-    return _OPERATORS[node.op](node, inputs)
+    try:
+        if node.op == "Reshape":
+            return _reshape(_first(inputs), inputs[1], batch)
+        if node.op == "Gemm":
+            return _gemm(node, inputs, absolute)
+        return _OPERATORS[node.op](node, inputs)
+    except ValueError as error:  # NumPy's word for shapes that do not fit
+        shapes = ", ".join(str(array.shape) for array in inputs if array is not None)
+        raise UsageError(
+            f"{node.op} {node.name!r} cannot be computed for inputs of the shapes {shapes} ({error}); "
+            "export the model with a dynamic batch"
+        ) from error
 
 
 def pool_geometry(node: Node, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], operators.Pads]:
@@ -72,6 +83,8 @@ def obstacle(node: Node, graph: Graph) -> str | None:
             return f"{node.op} that is not two-dimensional"
         if get("ceil_mode", 0) or get("storage_order", 0) or set(get("dilations", (1,))) != {1}:
             return f"{node.op} with ceil_mode, storage_order or dilations"
+    if node.op == "Slice" and len(node.inputs) < 3:
+        return "Slice of an operator set before 10"
     if node.op == "Pad" and get("mode", "constant") != "constant":
         return f"Pad with mode {get('mode')}"
     if node.op == "BatchNormalization" and get("training_mode", 0):
@@ -95,6 +108,23 @@ def axes_of(node: Node, inputs: Inputs, rank: int) -> tuple[int, ...] | None:
         constant = _optional(inputs, 1)
         given = None if constant is None or constant.size == 0 else constant.tolist()
     return None if given is None else tuple(sorted(int(axis) % rank for axis in given))
+
+
+def pad_widths(node: Node, inputs: Inputs, rank: int) -> list[tuple[int, int]]:
+    """What a Pad node adds before and after on each axis; negative where it crops."""
+    amounts = node.attributes["pads"] if len(inputs) < 2 else _present(inputs, 1).tolist()
+    given = _optional(inputs, 3)
+    axes = range(rank) if given is None else [int(axis) % rank for axis in given.tolist()]
+    widths = [(0, 0)] * rank
+    for position, axis in enumerate(axes):
+        widths[axis] = (int(amounts[position]), int(amounts[position + len(axes)]))
+    return widths
+
+
+def slice_axes(inputs: Inputs, rank: int) -> tuple[int, ...]:
+    """The axes that a Slice node cuts, not negative, in the order of its starts."""
+    given = _optional(inputs, 3)
+    return tuple(range(len(_present(inputs, 1)))) if given is None else tuple(int(axis) % rank for axis in given.tolist())
 
 
 def _first(inputs: Inputs) -> Array:
@@ -197,12 +227,7 @@ def _squeeze(node: Node, inputs: Inputs) -> Array:
 
 def _pad(node: Node, inputs: Inputs) -> Array:
     x = _first(inputs)
-    amounts = node.attributes["pads"] if len(inputs) < 2 else _present(inputs, 1).tolist()
-    given = _optional(inputs, 3)
-    axes = range(x.ndim) if given is None else [int(axis) % x.ndim for axis in given.tolist()]
-    widths = [(0, 0)] * x.ndim
-    for position, axis in enumerate(axes):
-        widths[axis] = (int(amounts[position]), int(amounts[position + len(axes)]))
+    widths = pad_widths(node, inputs, x.ndim)
     constant = _optional(inputs, 2)
     value = float(constant.reshape(-1)[0]) if constant is not None else float(node.attributes.get("value", 0.0))
     crops = tuple(slice(-min(low, 0), length + min(high, 0)) for (low, high), length in zip(widths, x.shape, strict=True))
@@ -212,8 +237,7 @@ def _pad(node: Node, inputs: Inputs) -> Array:
 def _slice(node: Node, inputs: Inputs) -> Array:
     x = _first(inputs)
     starts, ends = (_present(inputs, position).tolist() for position in (1, 2))
-    given_axes, given_steps = _optional(inputs, 3), _optional(inputs, 4)
-    axes = range(len(starts)) if given_axes is None else given_axes.tolist()
+    axes, given_steps = slice_axes(inputs, x.ndim), _optional(inputs, 4)
     steps = [1] * len(starts) if given_steps is None else given_steps.tolist()
     selection = [slice(None)] * x.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):

@@ -259,6 +259,20 @@ def test_a_batch_size_fixed_in_the_file_is_no_limit() -> None:
     assert evaluate(graph, random_floats(5, 4, 7, 6))["y"].shape == (5, 168)
 
 
+def test_a_file_that_works_for_one_batch_size_only_is_refused() -> None:
+    nodes = [helper.make_node("Squeeze", ["x", "s"], ["y"], name="drop")]
+    graph = parse_graph(make_model(nodes, {"s": integers(0)}, (1, 4, 7, 6)), name="fixed")
+    assert evaluate(graph, random_floats(1, 4, 7, 6))["y"].shape == (4, 7, 6)
+    with pytest.raises(UsageError, match=r"Squeeze 'drop' cannot be computed .* \(5, 4, 7, 6\).* with a dynamic batch"):
+        evaluate(graph, random_floats(5, 4, 7, 6))
+
+
+def test_slices_of_old_operator_sets_are_named() -> None:
+    nodes = [helper.make_node("Slice", ["x"], ["y"], starts=[0], ends=[2], axes=[2], name="old")]
+    graph = parse_graph(make_model(nodes, {}, opset=9), name="old")
+    assert unsupported_operators(graph) == ("Slice of an operator set before 10",)
+
+
 REFUSED = {
     "Softmax": node("Softmax"),
     "Pad with mode reflect": node("Pad", "x", "p", mode="reflect"),
