@@ -1,5 +1,6 @@
 """From numbers to claims: what is proved, under which assumptions, and whether it is of any use."""
 
+import decimal
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -16,6 +17,7 @@ __all__ = [
     "data_free_claim",
     "inconclusive_claim",
     "layerwise_claim",
+    "rounded_up",
     "sample_claim",
 ]
 
@@ -28,6 +30,11 @@ SAMPLES = "end-to-end, these samples"
 _EXACT = "The networks are computed in exact real arithmetic; rounding by an engine comes on top."
 _SLACK = "Bounds are computed in float64 and enlarged by a relative 1e-9 for each operator to allow for its rounding."
 _NORMS = "Convolutions pad with zeros and have inputs of the sizes that the model has for the images of the data set."
+
+
+def rounded_up(value: float) -> float:
+    """`value` >= 0 rounded up to six digits, so that a statement that prints it claims no more than is proved."""
+    return float(decimal.Context(prec=6, rounding=decimal.ROUND_CEILING).create_decimal(value))
 
 
 def certified_by_margin(logits: Array, bounds: Array) -> npt.NDArray[np.bool_]:
@@ -93,7 +100,7 @@ def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) ->
 
 
 def data_free_claim(bound: float, *, radius: float, run: Propagation, data_sha256: str) -> Claim:
-    """For every input in the ball that holds the data set."""
+    """For every input in the ball that holds the data set; `radius` has six digits at most (see `rounded_up`)."""
     measured = float(_distances(run).max())
     certified = certified_by_margin(run.dense, np.full(len(run.dense), bound))
     return _end_to_end(
@@ -101,13 +108,13 @@ def data_free_claim(bound: float, *, radius: float, run: Propagation, data_sha25
         name=DATA_FREE,
         statement=(
             f"For every input whose l2 norm is at most {radius:.6g}, the l2 distance between the outputs of the dense and the "
-            f"sparse network is at most {bound:.6g}."
+            f"sparse network is at most {rounded_up(bound):.6g}."
         ),
         bound=bound,
         measured=measured,
         certified=certified,
         method="recursion over the graph with operator norms alone, ||x|| bounded along with the distance",
-        assumptions=(_EXACT, _NORMS, _SLACK, f"{radius:.6g} is the largest norm in the data set {data_sha256}."),
+        assumptions=(_EXACT, _NORMS, _SLACK, f"No image of the data set {data_sha256} has a norm above {radius:.6g}."),
         remark="",
     )
 
@@ -130,7 +137,7 @@ def sample_claim(run: Propagation, *, data_sha256: str) -> Claim:
         name=SAMPLES,
         statement=(
             f"For each of the first {count} samples of the data set, the l2 distance between the outputs of the dense and the "
-            f"sparse network is at most that sample's own bound; the largest is {run.bounds.max():.6g}."
+            f"sparse network is at most that sample's own bound; the largest is {rounded_up(run.bounds.max()):.6g}."
         ),
         bound=float(run.bounds.max()),
         measured=float(measured.max()),

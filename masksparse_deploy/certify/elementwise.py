@@ -4,6 +4,7 @@ It complements the l2 constants of certify.lipschitz: neither is always smaller,
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,11 @@ def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tup
     if node.op in ("Conv", "Gemm", "MatMul"):
         weight = np.abs(graph.constants[node.inputs[1]].astype(np.float64))
         return apply_node(node, [u, weight, None], batch=batch, absolute=True)
-    if node.op == "Pad":
-        return apply_node(node, [u, *inputs[1:2], None, *inputs[3:]], batch=batch)
+    if node.op == "Pad":  # what is added is the same in both networks, whether its value is an input or an attribute
+        zero = replace(node, attributes={key: value for key, value in attributes.items() if key != "value"})
+        return apply_node(
+            zero, [u, *(None if position == 1 else array for position, array in enumerate(inputs[1:]))], batch=batch
+        )
     if node.op == "LeakyRelu":
         return u * max(1.0, abs(float(attributes.get("alpha", 0.01))))
     if node.op == "Sigmoid":

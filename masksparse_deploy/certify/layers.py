@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.lipschitz import weight_norm
+from masksparse_deploy.certify.lipschitz import NoRuleError, weight_norm
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.core.artifacts.certificate import LayerBound
 from masksparse_deploy.graph.model import Graph, WeightedLayer
@@ -20,8 +20,14 @@ Array = npt.NDArray[Any]
 def layer_bound(
     dense: WeightedLayer, sparse: WeightedLayer, shapes: Mapping[str, tuple[int, ...]], norms: NormCache
 ) -> LayerBound:
-    """The bounds for one masked layer; `shapes` are those of its input and output, without the batch."""
+    """The bounds for one masked layer; `shapes` are those of its input and output, without the batch.
+
+    Raises:
+        NoRuleError: not a two-dimensional convolution or product with a matrix, or its bias is no constant.
+    """
     node = dense.node
+    if dense.bias is None and any(node.inputs[2:]):
+        raise NoRuleError(f"{node.op} with a computed bias")
     source, result = shapes[node.inputs[0]], shapes[node.outputs[0]]
     kernel, sparse_kernel = dense.weight.astype(np.float64), sparse.weight.astype(np.float64)
     difference = weight_norm(node, kernel - sparse_kernel, source, norms)

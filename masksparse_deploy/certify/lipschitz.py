@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.graph.model import Graph, Node
-from masksparse_deploy.graph.nodes import apply_node, conv_geometry, pool_geometry
+from masksparse_deploy.graph.nodes import apply_node, conv_geometry, pad_widths, pool_geometry, slice_axes
 
 __all__ = ["NoRuleError", "Rule", "lipschitz_rule", "variable_tensors", "weight_norm"]
 
@@ -73,6 +73,9 @@ def lipschitz_rule(node: Node, graph: Graph, variables: frozenset[str], shapes: 
     if node.op == "Concat":
         return Rule(factors=(1.0,) * len(inputs), is_concatenation=True)
     if node.op == "Add":
+        # an input with fewer axes than the sum has its samples along another axis of it
+        if any(len(shape) < len(result) for shape in sources):
+            raise NoRuleError("Add across samples")
         # broadcasting repeats every element of a smaller input equally often
         return Rule(factors=tuple(math.sqrt(math.prod(result) / math.prod(shape)) for shape in sources))
     if len(inputs) != 1 or node.inputs[0] != inputs[0]:
@@ -112,9 +115,20 @@ def _one(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int])
 
 
 def _slice(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    if len(node.inputs) < 4 or 0 in graph.constants[node.inputs[3]]:
+    if 0 in slice_axes(_constants(node, graph), len(source) + 1):
         raise NoRuleError("Slice across samples")
     return 1.0
+
+
+def _pad(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    if pad_widths(node, _constants(node, graph), len(source) + 1)[0] != (0, 0):
+        raise NoRuleError("Pad across samples")
+    return 1.0
+
+
+def _constants(node: Node, graph: Graph) -> list[Array | None]:
+    """The node's inputs where they are constants."""
+    return [graph.constants.get(name) for name in node.inputs]
 
 
 def _leaky_relu(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
@@ -166,7 +180,7 @@ _FACTORS: Mapping[str, Callable[[Node, Graph, Sequence[int], Sequence[int]], flo
     "Identity": _one,
     "LeakyRelu": _leaky_relu,
     "MaxPool": _max_pool,
-    "Pad": _one,
+    "Pad": _pad,
     "ReduceMean": _mean,
     "Relu": _one,
     "Reshape": _one,

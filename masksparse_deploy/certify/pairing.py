@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.graph.annotations import PATTERN
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 from masksparse_deploy.graph.reader import read_graph, weighted_layers
 
@@ -51,12 +52,14 @@ def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
 
 
 def masked_layers(pair: Pair) -> tuple[tuple[WeightedLayer, WeightedLayer], ...]:
-    """(dense, sparse) layers that are annotated with a pattern or whose weights differ, in graph order."""
+    """(dense, sparse) layers that are annotated with a pattern or whose weights or biases differ, in graph order."""
     layers = zip(weighted_layers(pair.dense), weighted_layers(pair.sparse), strict=True)
     return tuple(
         (dense, sparse)
         for dense, sparse in layers
-        if "masksparse.pattern" in sparse.node.metadata or not np.array_equal(dense.weight, sparse.weight)
+        if PATTERN in sparse.node.metadata
+        or not np.array_equal(dense.weight, sparse.weight)
+        or not np.array_equal(np.asarray(dense.bias), np.asarray(sparse.bias))
     )
 
 

@@ -1,5 +1,6 @@
 """The certify stage: two ONNX files and samples in, a certificate out."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from masksparse_deploy.certify.claims import (
     data_free_claim,
     inconclusive_claim,
     layerwise_claim,
+    rounded_up,
     sample_claim,
 )
 from masksparse_deploy.certify.data_free import data_free_bound
@@ -105,13 +107,18 @@ def _end_to_end_claims(
         )
         return inconclusive_claim(DATA_FREE, reason), inconclusive_claim(SAMPLES, reason)
     flat = samples.images.reshape(len(samples), -1)
-    radius = float(max(np.linalg.norm(image.astype(np.float64)) for image in flat))
+    # for the printed radius, which the statement is about
+    radius = rounded_up(max(float(np.linalg.norm(image.astype(np.float64))) for image in flat))
     try:
         bound = data_free_bound(pair, radius=radius, shapes=run.shapes, norms=norms)
     except NoRuleError as error:
         data_free = inconclusive_claim(DATA_FREE, f"There is no data-free rule for {error}.")
     else:
-        data_free = data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
+        data_free = (
+            data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
+            if math.isfinite(bound)
+            else inconclusive_claim(DATA_FREE, "The bound is beyond the largest 64-bit number: the network is too deep for it.")
+        )
     return data_free, sample_claim(run, data_sha256=samples.digest)
 
 

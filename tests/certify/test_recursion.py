@@ -12,12 +12,14 @@ from onnx import numpy_helper
 from masksparse_deploy.certify import lipschitz
 from masksparse_deploy.certify.claims import certified_by_margin, certified_by_pairs
 from masksparse_deploy.certify.data_free import data_free_bound
+from masksparse_deploy.certify.elementwise import enlarge
 from masksparse_deploy.certify.lipschitz import NoRuleError
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.certify.pairing import Pair
 from masksparse_deploy.certify.recursion import LastLayer, Propagation, propagate
 from masksparse_deploy.core.progress import silent
 from masksparse_deploy.graph.evaluate import evaluate
+from masksparse_deploy.graph.model import Node
 from tests.certify.networks import CLASSES, KINDS, Builder, as_pair, random_images, random_pair
 from tests.models.make_onnx import residual_pair
 
@@ -134,6 +136,46 @@ def test_operators_without_a_rule_are_named_and_prove_nothing(op: str, name: str
     assert np.isinf(result.bounds).all()
     with pytest.raises(NoRuleError, match=name):
         data_free_bound(pair, radius=1.0, shapes=result.shapes, norms=NormCache(grid=8))
+
+
+def across_samples(kind: str) -> Pair:
+    """A network that is not a function of one sample, whose outputs have a row for each sample all the same."""
+    build = Builder(0)
+    x = build.conv("x", 4, 4)
+    if kind == "Slice":  # the batch in reverse, its axis counted from the back
+        indices = [build.constant(np.array(values, dtype=np.int64)) for values in ([-1], [-(2**31)], [-4], [-1])]
+        x = build.node("Slice", x, *indices)
+    elif kind == "Pad":  # every sample in the place of the next
+        x = build.node("Pad", x, build.constant(np.array([1, 0, 0, 0, -1, 0, 0, 0], dtype=np.int64)))
+    else:  # (batch, 4, 1, 7) + (batch, 7): one row for each sample, in the image's height
+        axes = [build.constant(np.array(values, dtype=np.int64)) for values in ([2], [1, 2])]
+        x = build.node("Add", build.node("ReduceMean", x, axes[0]), build.node("ReduceMean", x, axes[1], keepdims=0))
+    models = build.model(x, ("batch", 4, "rows", 7))
+    return as_pair((models, models))
+
+
+@pytest.mark.parametrize("kind", ["Slice", "Pad", "Add"])
+def test_operators_that_mix_samples_prove_nothing(kind: str) -> None:
+    result = run(across_samples(kind), random_images(3))
+    assert result.missing == (f"{kind} across samples",)
+    assert np.isinf(result.bounds).all()
+
+
+def test_a_negative_padding_value_does_not_lower_the_elementwise_bound() -> None:
+    _, sparse = random_pair([], 0)
+    node = Node(
+        name="pad",
+        op="Pad",
+        domain="",
+        inputs=("x",),
+        outputs=("y",),
+        attributes={"pads": (0, 0, 1, 1, 0, 0, 1, 1), "value": -50.0},
+        metadata={},
+    )
+    graph = as_pair((sparse, sparse)).sparse
+    distances = enlarge(node, graph, {"x": np.ones((1, 4, 7, 7))}, (1, 4, 9, 9), None)
+    assert distances.min() == 0
+    assert distances.sum() == 4 * 7 * 7
 
 
 def test_limits_that_differ_have_no_data_free_rule() -> None:

@@ -171,6 +171,47 @@ def test_an_output_that_is_not_logits_is_inconclusive(tmp_path: Path) -> None:
     assert "no class to certify" in by_name(certificate)[claims.SAMPLES].detail
 
 
+def test_a_printed_bound_is_never_below_the_proved_one(paths: tuple[Path, Path]) -> None:
+    samples = make_samples()
+    found = by_name(certify(*paths, samples, OPTIONS))
+    for name in (claims.DATA_FREE, claims.SAMPLES):
+        printed = float(found[name].statement.rstrip(".").split()[-1])
+        bound = found[name].bound
+        assert bound is not None
+        assert printed >= bound
+        assert printed == pytest.approx(bound, rel=1e-5)  # six digits
+    radius = float(found[claims.DATA_FREE].statement.split("is at most ")[1].split(",")[0])
+    assert radius >= np.linalg.norm(samples.images.reshape(20, -1).astype(np.float64), axis=1).max()
+    assert [claims.rounded_up(value) for value in (0.0, 0.1234561, 123456.1, 2.5)] == [0.0, 0.123457, 123457.0, 2.5]
+
+
+def test_a_bound_beyond_all_numbers_is_inconclusive(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("masksparse_deploy.certify.run.data_free_bound", lambda *_, **__: math.inf)
+    claim = by_name(certify(*paths, make_samples(), OPTIONS))[claims.DATA_FREE]
+    assert (claim.status, claim.bound) == ("inconclusive", None)
+
+
+def test_a_layer_of_which_only_the_bias_changed_is_bounded(tmp_path: Path) -> None:
+    dense, sparse = residual_pair()
+    (tensor,) = (entry for entry in sparse.graph.initializer if entry.name == "fc.bias")
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + np.float32(1), tensor.name))
+    certificate = certify(*write_pair(tmp_path, (dense, sparse)), make_samples(), OPTIONS)
+    layer = certificate.layers[-1]
+    assert (layer.node, layer.difference_norm) == ("fc", 0.0)
+    assert layer.bias_difference == pytest.approx(math.sqrt(10), rel=1e-6)  # ten biases moved by 1, rounded to float32
+
+
+def test_a_masked_layer_whose_bias_is_computed_is_refused(tmp_path: Path) -> None:
+    models = residual_pair()
+    for model in models:
+        node = next(entry for entry in model.graph.node if entry.name == "layer1.conv1")
+        model.graph.node.insert(0, onnx.helper.make_node("Identity", [node.input[2]], ["computed"], name="copy"))
+        node = next(entry for entry in model.graph.node if entry.name == "layer1.conv1")
+        node.input[2] = "computed"
+    with pytest.raises(UsageError, match=r"layer1\.conv1 is masked, and there is no bound for Conv with a computed bias"):
+        certify(*write_pair(tmp_path, models), make_samples(), OPTIONS)
+
+
 def test_images_of_another_shape_are_refused(paths: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match=r"\(20, 1, 8, 8\), the model's input 'images' takes \(count, 3, 8, 8\)"):
         certify(*paths, make_samples(shape=(1, 8, 8)), OPTIONS)
