@@ -23,6 +23,8 @@ __all__ = ["load_model", "state_fingerprint", "weights_fingerprint"]
 _MAX_NAMED = 3
 # Counts training batches; no part of what the network computes.
 _COUNTER = "num_batches_tracked"
+# What DataParallel, DistributedDataParallel and torch.compile put before every name.
+_WRAPPERS = ("module.", "_orig_mod.")
 
 
 def load_model(options: ModelOptions, folder: Path) -> nn.Module:
@@ -30,7 +32,7 @@ def load_model(options: ModelOptions, folder: Path) -> nn.Module:
 
     Args:
         options: the factory and the checkpoint: safetensors, or .pth / .pt holding a state dict (also under the key
-            "state_dict", and with the prefix "module." of torch's data-parallel wrappers).
+            "state_dict", and with the prefix of torch's data-parallel or compiling wrappers before every name).
         folder: where the configuration lies; relative paths and the factory's module start here.
 
     Returns:
@@ -53,7 +55,7 @@ def load_model(options: ModelOptions, folder: Path) -> nn.Module:
             ) from error
     if not isinstance(model, nn.Module):
         raise UsageError(f"{options.factory} returned {type(model).__name__}, not a torch.nn.Module")
-    state = _read_state(path)
+    state = _without_wrapper(_read_state(path), model)
     _check_fit(model, state, path)
     model.load_state_dict(state, strict=False)
     model = model.float().cpu().eval().requires_grad_(False)
@@ -111,7 +113,16 @@ def _unwrapped(content: Any, path: Path) -> dict[str, torch.Tensor]:
             f"checkpoint {path}: {', '.join(foreign[:_MAX_NAMED])}: not a tensor; save model.state_dict(), or put it under "
             "the key 'state_dict'"
         )
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
+
+
+def _without_wrapper(state: dict[str, torch.Tensor], model: nn.Module) -> dict[str, torch.Tensor]:
+    """The state without a wrapper's prefix, unless the network's own names begin with it."""
+    for prefix in _WRAPPERS:
+        own = any(name.startswith(prefix) for name in model.state_dict())
+        if not own and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state
 
 
 def _check_fit(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

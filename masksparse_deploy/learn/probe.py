@@ -47,8 +47,8 @@ def probe_model(model: nn.Module, image_shape: tuple[int, ...]) -> Probe:
     counts: dict[str, int] = {}
     with ExitStack() as hooks, torch.inference_mode():
         for name, module in weight_layers(model).items():
-            hooks.enter_context(module.register_forward_pre_hook(_input_check(name, image_shape)))
-            hooks.enter_context(module.register_forward_hook(_mac_counter(name, counts)))
+            hooks.enter_context(module.register_forward_pre_hook(_input_check(name, image_shape), with_kwargs=True))
+            hooks.enter_context(module.register_forward_hook(_mac_counter(name, counts), with_kwargs=True))
         try:
             output = model(torch.zeros(1, *image_shape))
         except MasksparseError:
@@ -64,9 +64,9 @@ def probe_model(model: nn.Module, image_shape: tuple[int, ...]) -> Probe:
     return Probe(mac_counts=counts, class_count=output.shape[1])
 
 
-def _input_check(name: str, image_shape: tuple[int, ...]) -> Callable[[nn.Module, Any], None]:
-    def check(module: nn.Module, inputs: Any) -> None:
-        x = inputs[0]
+def _input_check(name: str, image_shape: tuple[int, ...]) -> Callable[[nn.Module, Any, Any], None]:
+    def check(module: nn.Module, inputs: Any, named: Any) -> None:
+        x = _input(inputs, named)
         if isinstance(module, nn.Linear):
             expected, found, unit = module.in_features, x.shape[-1], "features"
         else:
@@ -81,11 +81,11 @@ def _input_check(name: str, image_shape: tuple[int, ...]) -> Callable[[nn.Module
     return check
 
 
-def _mac_counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Any], None]:
-    def count(module: nn.Module, inputs: Any, output: Any) -> None:
+def _mac_counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any, Any, Any], None]:
+    def count(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         assert isinstance(module, (_ConvNd, nn.Linear))
         if isinstance(module, _ConvTransposeNd):
-            positions = inputs[0].numel() // module.in_channels
+            positions = _input(inputs, named).numel() // module.in_channels
         elif isinstance(module, _ConvNd):
             positions = output.numel() // module.out_channels
         else:
@@ -94,3 +94,8 @@ def _mac_counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any,
         counts[name] = counts.get(name, 0) + module.weight.numel() * positions
 
     return count
+
+
+def _input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+    """The one input of a layer, handed over by position or by name."""
+    return inputs[0] if inputs else named["input"]

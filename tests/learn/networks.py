@@ -1,5 +1,7 @@
 """Small networks for the tests of learning, and factories for the faults a user's module can have."""
 
+from collections import OrderedDict
+
 import numpy as np
 import torch
 from torch import nn
@@ -53,6 +55,25 @@ def shallow_net() -> ShallowNet:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return ShallowNet().eval()
+
+
+class RootNet(ShallowNet):
+    """Finite answers, and gradients that are not: the slope of the square root at zero is infinite."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv2(torch.relu(self.conv1(x)))
+        return self.fc((x + torch.sqrt((0 * x) ** 2)).mean((2, 3)))
+
+
+class KeywordNet(ShallowNet):
+    """Hands the images over by name."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(input=torch.relu(self.conv2(input=torch.relu(self.conv1(input=x)))).mean((2, 3)))
+
+
+def nested_net() -> nn.Module:
+    return nn.Sequential(OrderedDict(module=shallow_net()))
 
 
 def not_a_module() -> str:

@@ -8,7 +8,7 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.eligibility import LayerSurvey, survey_layers
 from masksparse_deploy.learn.probe import probe_model
-from tests.learn.networks import Zoo, feature_maps
+from tests.learn.networks import KeywordNet, ShallowNet, Zoo, feature_maps
 from tests.models.tiny_cnn import tiny_cnn
 
 PATTERN = NMPattern(n=2, m=4)
@@ -40,6 +40,10 @@ def test_every_layer_is_eligible_or_skipped_with_its_reason() -> None:
         "hidden": "a linear layer: name it in mask.include to mask it",
         "head": "a linear layer: name it in mask.include to mask it",
     }
+
+
+def test_inputs_may_be_handed_over_by_name() -> None:
+    assert survey(KeywordNet()) == survey(ShallowNet())
 
 
 def test_counts_weights_and_multiply_accumulates_of_one_image() -> None:

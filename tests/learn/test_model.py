@@ -8,7 +8,7 @@ from safetensors.torch import save_file, save_model
 from masksparse_deploy.core.config import ModelOptions
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError, UsageError
 from masksparse_deploy.learn.model import load_model, state_fingerprint, weights_fingerprint
-from tests.learn.networks import PATH, Zoo
+from tests.learn.networks import PATH, Zoo, nested_net
 from tests.models.tiny_cnn import tiny_cnn
 
 State = dict[str, torch.Tensor]
@@ -31,7 +31,8 @@ def other_state() -> State:
         ("plain.pth", lambda state: state),
         ("nested.pt", lambda state: {"epoch": 3, "state_dict": state}),
         ("parallel.pth", lambda state: {f"module.{name}": value for name, value in state.items()}),
-        ("half.pth", lambda state: {n: v.double() if v.is_floating_point() else v for n, v in state.items()}),
+        ("compiled.pth", lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}),
+        ("double.pth", lambda state: {n: v.double() if v.is_floating_point() else v for n, v in state.items()}),
     ],
 )
 def test_loads_every_form_of_a_state_dict(tmp_path: Path, name: str, wrap: Callable[[State], object] | None) -> None:
@@ -44,6 +45,21 @@ def test_loads_every_form_of_a_state_dict(tmp_path: Path, name: str, wrap: Calla
     assert state_fingerprint(model) == state_fingerprint(tiny_cnn(seed=7))
     assert not model.training
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["half.pth", "half.safetensors"])
+def test_half_precision_is_widened_exactly(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    state = {n: v.to(dtype) if v.is_floating_point() else v for n, v in other_state().items()}
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    for key, value in load_model(options(name), tmp_path).state_dict().items():
+        assert torch.equal(value, state[key].to(value.dtype))
+
+
+def test_a_network_may_have_a_part_called_module(tmp_path: Path) -> None:
+    save_file(nested_net().state_dict(), tmp_path / "nested.safetensors")
+    model = load_model(options("nested.safetensors", f"{PATH}:nested_net"), tmp_path)
+    assert state_fingerprint(model) == state_fingerprint(nested_net())
 
 
 def test_a_weight_shared_between_modules_may_be_stored_once(tmp_path: Path) -> None:
