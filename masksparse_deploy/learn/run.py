@@ -128,10 +128,10 @@ def _check_data(model: nn.Module, probe: Probe, train: Samples, test: Samples, o
                 f"data.{split} has labels from {low} to {high}; the network tells {probe.class_count} classes apart, "
                 f"so labels must run from 0 to {probe.class_count - 1}"
             )
-    if batch_norms(model) and min(len(train), options.batch_size) < 2:
+    if batch_norms(model) and min(len(train), options.batch_size, options.calibration_count) < 2:
         raise UsageError(
-            f"batch norm needs at least 2 images in a batch: mask.batch_size is {options.batch_size}, data.train has "
-            f"{len(train)} images"
+            f"batch norm needs at least 2 images in a batch: mask.batch_size is {options.batch_size}, mask.calibration_count "
+            f"{options.calibration_count}, and data.train has {len(train)} images"
         )
 
 

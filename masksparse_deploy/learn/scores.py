@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.func import functional_call
@@ -17,7 +18,7 @@ from masksparse_deploy.core.artifacts.learning import TrainingPoint
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import canonical_json, sha256_bytes
-from masksparse_deploy.core.masks import LayerMask
+from masksparse_deploy.core.masks import LayerMask, fingerprint
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
@@ -29,6 +30,8 @@ from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
 
 __all__ = ["Scores", "initial_scores", "select_largest"]
+
+_ANSWERED_COUNT = 4
 
 
 def initial_scores(weight: torch.Tensor, m: int) -> torch.Tensor:
@@ -92,7 +95,7 @@ class Scores(Sparsifier):
         """See `Sparsifier.sparsify`.
 
         Raises:
-            UsageError: the loss became infinite or NaN.
+            UsageError: the loss or a gradient became infinite or NaN.
         """
         learner = _Learner(model, layers, train, self.options)
         key = self._key(model, layers, train)
@@ -109,10 +112,18 @@ class Scores(Sparsifier):
             "options": self.options.model_dump(mode="json"),
             "layers": [layer.weight_name for layer in layers],
             "model": state_fingerprint(model),
+            # The weights do not tell what the code of the network does with them.
+            "answers": fingerprint({"logits": _answers(model, train)}),
             "train": train.digest,
             "torch": torch.__version__,
         }
         return sha256_bytes(canonical_json(content))
+
+
+def _answers(model: nn.Module, train: Samples) -> npt.NDArray[np.float32]:
+    with torch.inference_mode():
+        logits: npt.NDArray[np.float32] = model(torch.tensor(train.images[:_ANSWERED_COUNT])).float().numpy()
+    return logits
 
 
 class _Learner:
@@ -159,12 +170,16 @@ class _Learner:
             self.step += 1
             total += loss.item()
             if not math.isfinite(total):
-                raise UsageError(
-                    f"the loss became {loss.item()} in step {self.step}; try a mask.learning_rate below "
-                    f"{self.options.learning_rate}, or mask.autocast: none"
-                )
+                raise UsageError(f"the loss became {loss.item()} in step {self.step}; {self._remedy()}")
             progress(f"learning masks, epoch {epoch + 1}", self.step, self.total_steps)
+        # Masks of such scores are as good as random, while the loss stays finite.
+        for name, scores in self.scores.items():
+            if not bool(torch.isfinite(scores).all()):
+                raise UsageError(f"the gradients of {name} became NaN or infinite in epoch {epoch + 1}; {self._remedy()}")
         self.history.append(TrainingPoint(epoch=epoch, loss=total / count))
+
+    def _remedy(self) -> str:
+        return f"try a mask.learning_rate below {self.options.learning_rate}, or mask.autocast: none"
 
     def _loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         share, temperature = self.options.distillation, self.options.temperature

@@ -137,6 +137,12 @@ def test_data_that_does_not_fit_is_refused(
     assert list((folder / "out").iterdir()) == []
 
 
+@pytest.mark.parametrize("option", ["batch_size", "calibration_count"])
+def test_batch_norm_needs_more_than_one_image(folder: Path, option: str) -> None:
+    with pytest.raises(UsageError, match=rf"at least 2 images in a batch: .*mask.{option}( is)? 1,"):
+        run(folder, MASK.model_copy(update={option: 1}))
+
+
 def test_answers_that_are_not_finite_are_refused(folder: Path) -> None:
     # Finite images, whose sums in the first convolution are beyond float32.
     images = np.sign(example_images(2)) * np.float32(3e38)

@@ -16,8 +16,8 @@ from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.scores import Scores, initial_scores, select_largest
 from masksparse_deploy.learn.sparsifier import Outcome
-from tests.learn.networks import labelled_by_network
-from tests.models.tiny_cnn import tiny_cnn
+from tests.learn.networks import RootNet, labelled_by_network, shallow_net
+from tests.models.tiny_cnn import TinyCnn, tiny_cnn
 
 PATTERN = NMPattern(n=2, m=4)
 OPTIONS = MaskOptions(epochs=3, batch_size=32, augment="shift-mirror")
@@ -145,6 +145,14 @@ def test_divergence_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
         Scores(options=OPTIONS, checkpoint=tmp_path / "c").sparsify(tiny_cnn(), layers(), huge)
 
 
+def test_gradients_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    model = RootNet()
+    model.load_state_dict(shallow_net().state_dict())
+    eligible = survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
+    with pytest.raises(UsageError, match=r"gradients of conv2.weight became NaN or infinite in epoch 1; try"):
+        Scores(options=OPTIONS, checkpoint=tmp_path / "c").sparsify(model, eligible, labelled_by_network(96, seed=1))
+
+
 def test_a_checkpoint_is_of_one_run_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "learn.checkpoint"
     assert read_checkpoint(path, "a") is None
@@ -175,3 +183,28 @@ def test_the_key_sees_the_network(tmp_path: Path) -> None:
     continued = Scores(options=OPTIONS, checkpoint=tmp_path / "learn.checkpoint").sparsify(other, layers(), train)
     fresh = Scores(options=OPTIONS, checkpoint=tmp_path / "other").sparsify(other, layers(), train)
     assert continued.history == fresh.history
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(tmp_path: Path) -> None:
+    class Leaky(TinyCnn):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(self.block(torch.nn.functional.leaky_relu(self.bn(self.conv(x)))).mean((2, 3)))
+
+    other, train = Leaky().eval(), labelled_by_network(96, seed=1)
+    other.load_state_dict(tiny_cnn().state_dict())
+    interrupted_after_an_epoch(tmp_path / "c", tiny_cnn())
+    continued = Scores(options=OPTIONS, checkpoint=tmp_path / "c").sparsify(other, layers(), train)
+    fresh = Scores(options=OPTIONS, checkpoint=tmp_path / "other").sparsify(other, layers(), train)
+    assert continued.history == fresh.history
+
+
+def interrupted_after_an_epoch(checkpoint: Path, model: torch.nn.Module) -> None:
+    def interrupt(description: str, done: int, total: int) -> None:
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Scores(options=OPTIONS, checkpoint=checkpoint, progress=interrupt).sparsify(
+            model, layers(), labelled_by_network(96, seed=1)
+        )
+    assert checkpoint.exists()
