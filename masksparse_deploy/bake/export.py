@@ -62,9 +62,8 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
                 verbose=False,
             )
     except Exception as error:  # tracing runs the user's model and may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"the network cannot be exported to ONNX for images of shape {example_shape} ({reason}); "
+            f"the network cannot be exported to ONNX for images of shape {example_shape} ({_root_reason(error)}); "
             "its forward must take one image batch and be traceable by torch.export"
         ) from error
     finally:
@@ -76,6 +75,13 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data
+
+
+def _root_reason(error: BaseException) -> str:
+    """The first line of what went wrong first; the exporter wraps it in advice on how to report it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 
 @contextmanager

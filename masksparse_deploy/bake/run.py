@@ -1,7 +1,7 @@
 """The bake stage: the dense twin, the sparse file, the probe, and the report about them."""
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.conformity import check_conformity
 from masksparse_deploy.bake.export import export_onnx
+from masksparse_deploy.bake.fidelity import changed_kept_weights, foreign_kernels
 from masksparse_deploy.bake.probe import forward, probe_bytes
 from masksparse_deploy.bake.twins import changed_constants, structural_differences
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
@@ -78,6 +79,7 @@ def bake(
             f"masks were made for other weights: the mask set names {masks.source_sha256}, the model has {source_sha256}; "
             "run 'masksparse learn' again"
         )
+    trained = _trained_weights(dense_model, masks)
     make_folder(out)
     steps = 5
     progress("dense export", 0, steps)
@@ -85,17 +87,17 @@ def bake(
     dense_bytes = _rewritten(exported, MarkDense())
     progress("sparse export", 1, steps)
     if masks.statistics:
-        exported = export_onnx(_with_statistics(dense_model, masks), example_shape, opset=options.opset)
+        with _with_statistics(dense_model, masks):
+            exported = export_onnx(dense_model, example_shape, opset=options.opset)
     sparse_bytes = _rewritten(exported, ApplyMasks(masks), Annotate(masks))
     progress("conformity", 2, steps)
-    layers = _check(dense_bytes, sparse_bytes, masks)
+    layers = _check(dense_bytes, sparse_bytes, masks, trained)
     progress("reference outputs", 3, steps)
-    masked: dict[str, Array] = dict(masks.statistics)
-    state = dense_model.state_dict()
-    for name, mask in masks.layers.items():
-        masked[name] = np.where(mask.keep, state[name].detach().cpu().numpy(), np.float32(0))
+    replaced = {**masks.statistics, **_masked(trained, masks)}
     probe = probe_bytes(
-        np.ascontiguousarray(probe_images), forward(dense_model, probe_images, {}), forward(dense_model, probe_images, masked)
+        np.ascontiguousarray(probe_images),
+        forward(dense_model, probe_images, {}),
+        forward(dense_model, probe_images, replaced),
     )
     progress("writing", 4, steps)
     for name, data in ((DENSE_NAME, dense_bytes), (SPARSE_NAME, sparse_bytes), (PROBE_NAME, probe)):
@@ -116,21 +118,43 @@ def bake(
     return report
 
 
-def _with_statistics(model: "nn.Module", masks: MaskSet) -> "nn.Module":
-    """A copy of the network with the mask set's batch-norm statistics."""
+def _trained_weights(model: "nn.Module", masks: MaskSet) -> dict[str, Array]:
+    parameters = dict(model.named_parameters())
+    unknown = sorted(masks.layers.keys() - parameters.keys())
+    if unknown:
+        raise ArtifactError(
+            f"mask of {unknown[0]}: the model has no parameter of that name; the masks were made for another model: run "
+            "'masksparse learn' again"
+        )
+    return {name: parameters[name].detach().cpu().numpy() for name in masks.layers}
+
+
+def _masked(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
+    return {name: np.where(mask.keep, weights[name], np.float32(0)) for name, mask in masks.layers.items()}
+
+
+@contextmanager
+def _with_statistics(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
+    """Lend the network the mask set's batch-norm statistics; not every network can be copied."""
     torch: Any = require("torch", needed_for="exporting to ONNX")
-    updated = copy.deepcopy(model)
-    buffers = dict(updated.named_buffers())
-    with torch.no_grad():
-        for name, value in masks.statistics.items():
-            if name not in buffers or tuple(buffers[name].shape) != value.shape:
-                found = f"has shape {tuple(buffers[name].shape)} there" if name in buffers else "is not in the model"
-                raise ArtifactError(
-                    f"statistics {name} of the mask set, shape {value.shape}: the buffer {found}; the masks were made for "
-                    "another model: run 'masksparse learn' again"
-                )
-            buffers[name].copy_(torch.tensor(value))
-    return updated
+    buffers = dict(model.named_buffers())
+    for name, value in masks.statistics.items():
+        if name not in buffers or tuple(buffers[name].shape) != value.shape:
+            found = f"has shape {tuple(buffers[name].shape)} there" if name in buffers else "is not in the model"
+            raise ArtifactError(
+                f"statistics {name} of the mask set, shape {value.shape}: the buffer {found}; the masks were made for "
+                "another model: run 'masksparse learn' again"
+            )
+    own = {name: buffers[name].clone() for name in masks.statistics}
+    try:
+        with torch.no_grad():
+            for name, value in masks.statistics.items():
+                buffers[name].copy_(torch.tensor(value))
+        yield
+    finally:
+        with torch.no_grad():
+            for name, before in own.items():
+                buffers[name].copy_(before)
 
 
 def _rewritten(data: bytes, *passes: ir.passes.PassBase) -> bytes:
@@ -141,8 +165,8 @@ def _rewritten(data: bytes, *passes: ir.passes.PassBase) -> bytes:
     return rewritten
 
 
-def _check(dense_bytes: bytes, sparse_bytes: bytes, masks: MaskSet) -> tuple[BakedLayer, ...]:
-    """Read both files anew: finite weights, one graph, and every mask where it belongs."""
+def _check(dense_bytes: bytes, sparse_bytes: bytes, masks: MaskSet, trained: Mapping[str, Array]) -> tuple[BakedLayer, ...]:
+    """Read both files anew: finite weights, one graph, the trained kernels, and every mask where it belongs."""
     dense = parse_graph(dense_bytes, name=DENSE_NAME)
     sparse = parse_graph(sparse_bytes, name=SPARSE_NAME)
     _require_finite(dense)
@@ -156,8 +180,14 @@ def _check(dense_bytes: bytes, sparse_bytes: bytes, masks: MaskSet) -> tuple[Bak
         )
     conformity = check_conformity(sparse, masks)
     findings = list(conformity.findings)
+    foreign = {
+        **dict.fromkeys(foreign_kernels(dense, trained)),
+        **dict.fromkeys(foreign_kernels(sparse, _masked(trained, masks))),
+    }
+    findings += [f"constant {name} is not the trained weight of that name" for name in foreign]
     if not masks.statistics:
         findings += [f"constant {name} changed" for name in changed_constants(dense, sparse) if name not in masks.layers]
+        findings += [f"kept weights of {name} changed" for name in changed_kept_weights(dense, sparse, masks)]
     if findings:
         raise ArtifactError(
             f"the sparse ONNX graph does not conform to its masks ({_some(findings)}); nothing was written: the export of this "

@@ -88,5 +88,5 @@ class TwoOutputs(nn.Module):
 def test_networks_that_cannot_be_baked() -> None:
     with pytest.raises(UsageError, match=r"the network has 2 outputs \(logits, .+\); wrap it so that"):
         export_onnx(TwoOutputs(), EXAMPLE_SHAPE, opset=20)
-    with pytest.raises(UsageError, match=r"cannot be exported to ONNX for images of shape \(4, 8, 8\)"):
+    with pytest.raises(UsageError, match=r"ONNX for images of shape \(4, 8, 8\) \(.*channels"):
         export_onnx(tiny_cnn(), (4, 8, 8), opset=20)

@@ -1,7 +1,10 @@
 """The whole stage on a small residual network."""
 
+import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,6 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from masksparse_deploy.bake import run
+from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.run import bake
 from masksparse_deploy.bake.twins import changed_constants, structural_differences
 from masksparse_deploy.core.artifacts.baking import BakeReport
@@ -146,8 +150,102 @@ def test_statistics_of_another_model(tmp_path: Path) -> None:
         ("bn.running_mean", np.zeros(4, np.float32), r"shape \(4,\): the buffer has shape \(8,\) there"),
     ):
         with pytest.raises(ArtifactError, match=message):
-            run._with_statistics(model, dataclasses.replace(masks, statistics={name: value}))
+            bake_into(tmp_path, model, dataclasses.replace(masks, statistics={name: value}))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_masks_of_another_model(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    masks = magnitude_masks(model)
+    (mask, *_) = masks.layers.values()
+    renamed = dataclasses.replace(mask, weight_name="head.weight")
+    with pytest.raises(ArtifactError, match=r"mask of head\.weight: the model has no parameter of that name"):
+        bake_into(tmp_path, model, dataclasses.replace(masks, layers={"head.weight": renamed}))
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")  # networks with it are still around
+@pytest.mark.filterwarnings("ignore:The tensor attribute .* was assigned during export:UserWarning")  # the computed weight
+def test_a_network_that_cannot_be_copied(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    torch.nn.utils.weight_norm(model.conv)
+    model.requires_grad_(False)  # as learning leaves it
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(model)
+    masks = magnitude_masks(model, new_statistics=True)
+    before = {name: value.copy() for name, value in float_state(model).items()}
+    bake_into(tmp_path, model, masks)
+    for name, value in float_state(model).items():
+        np.testing.assert_array_equal(value, before[name])
+
+
+def swapped_kernels(proto: onnx.ModelProto) -> None:
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
+    one, other = (tensors[f"{layer}.weight"] for layer in ("conv_a", "conv_b"))
+    one.raw_data, other.raw_data = other.raw_data, one.raw_data
+
+
+def scaled_input_channel(proto: onnx.ModelProto) -> None:
+    (tensor,) = [tensor for tensor in proto.graph.initializer if tensor.name == "conv_b.weight"]
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[:, 3] *= 1.01
+    tensor.raw_data = values.tobytes()
+
+
+class TwoAlike(torch.nn.Module):
+    """Two convolutions of one shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_a = torch.nn.Conv2d(8, 8, 3)
+        self.conv_b = torch.nn.Conv2d(8, 8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.relu(self.conv_b(self.conv_a(x))).mean((2, 3))
+
+
+@pytest.mark.parametrize("fault", [swapped_kernels, scaled_input_channel])
+def test_kernels_that_are_not_the_trained_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[onnx.ModelProto], None]
+) -> None:
+    def export(*args: Any, **options: Any) -> bytes:
+        proto = onnx.load_model_from_string(export_onnx(*args, **options))
+        fault(proto)
+        data: bytes = proto.SerializeToString()
+        return data
+
+    model = TwoAlike().eval()
+    masks = magnitude_masks(model, ("conv_a", "conv_b"))
+
+    def bake_two(out: Path) -> None:
+        bake(
+            model,
+            masks,
+            BakeOptions(),
+            example_shape=(8, 8, 8),
+            source_sha256=masks.source_sha256,
+            out=out,
+            probe_images=np.zeros((2, 8, 8, 8), np.float32),
+        )
+
+    bake_two(tmp_path / "right")
+    monkeypatch.setattr(run, "export_onnx", export)
+    with pytest.raises(ArtifactError, match=r"constant conv_b\.weight is not the trained weight of that name"):
+        bake_two(tmp_path / "wrong")
+    assert list((tmp_path / "wrong").iterdir()) == []
+
+
+def test_kept_weights_that_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubles(run.ApplyMasks):
+        def call(self, model):  # type: ignore[no-untyped-def]
+            result = super().call(model)
+            value = model.graph.initializers["block.conv2.weight"]
+            value.const_value = run.ir.Tensor(2 * value.const_value.numpy(), name=value.name)
+            return result
+
+    monkeypatch.setattr(run, "ApplyMasks", Doubles)
+    model = tiny_cnn()
+    with pytest.raises(ArtifactError, match=r"kept weights of block\.conv2\.weight changed"):
+        bake_into(tmp_path, model, magnitude_masks(model))
 
 
 def test_weights_that_are_not_numbers(tmp_path: Path) -> None:
