@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.core.errors import ArtifactError
-from masksparse_deploy.graph.annotations import PATTERN
-from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
-from masksparse_deploy.graph.reader import read_graph, weighted_layers
+from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.reader import read_graph
 
-__all__ = ["Pair", "masked_layers", "pair_graphs", "read_pair"]
+__all__ = ["Pair", "pair_graphs", "read_pair"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -49,18 +48,6 @@ def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
     if difference is not None:
         raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")
     return Pair(dense=dense, sparse=sparse)
-
-
-def masked_layers(pair: Pair) -> tuple[tuple[WeightedLayer, WeightedLayer], ...]:
-    """(dense, sparse) layers that are annotated with a pattern or whose weights or biases differ, in graph order."""
-    layers = zip(weighted_layers(pair.dense), weighted_layers(pair.sparse), strict=True)
-    return tuple(
-        (dense, sparse)
-        for dense, sparse in layers
-        if PATTERN in sparse.node.metadata
-        or not np.array_equal(dense.weight, sparse.weight)
-        or not np.array_equal(np.asarray(dense.bias), np.asarray(sparse.bias))
-    )
 
 
 def _differences(dense: Graph, sparse: Graph) -> Iterator[str]:

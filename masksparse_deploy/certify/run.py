@@ -18,7 +18,7 @@ from masksparse_deploy.certify.data_free import data_free_bound
 from masksparse_deploy.certify.layers import known_shapes, layer_bound
 from masksparse_deploy.certify.lipschitz import NoRuleError
 from masksparse_deploy.certify.operator_norm import NormCache
-from masksparse_deploy.certify.pairing import Pair, masked_layers, read_pair
+from masksparse_deploy.certify.pairing import Pair, read_pair
 from masksparse_deploy.certify.recursion import Propagation, propagate
 from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, LayerBound
 from masksparse_deploy.core.config import CertifyOptions
@@ -26,6 +26,7 @@ from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import require_images, unsupported_operators
+from masksparse_deploy.graph.twins import masked_layers
 
 __all__ = ["certify"]
 
@@ -78,7 +79,7 @@ def certify(
 
 
 def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, progress: Progress) -> tuple[LayerBound, ...]:
-    masked = masked_layers(pair)
+    masked = masked_layers(pair.dense, pair.sparse)
     bounds = []
     for index, (dense, sparse) in enumerate(masked):
         progress("bounding layers", index, len(masked))

@@ -11,12 +11,11 @@ from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.engine.plans import read_plan
+from masksparse_deploy.graph.annotations import GROUP_AXIS, PATTERN
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
 
 __all__ = ["check_conformity", "check_weights", "read_plan_graph", "require_chain"]
-
-_PATTERN, _GROUP_AXIS = "masksparse.pattern", "masksparse.group_axis"
 
 
 def require_chain(
@@ -58,7 +57,7 @@ def check_conformity(sparse: Graph, plan: Graph | None, backend: str) -> Check:
     name = "pattern of the sparse plan"
     if plan is None:
         return _unreadable(name, backend)
-    layers = [layer for layer in weighted_layers(sparse) if _PATTERN in layer.node.metadata]
+    layers = [layer for layer in weighted_layers(sparse) if PATTERN in layer.node.metadata]
     faults = _faults({layer.node.name: _pattern_fault(layer, plan) for layer in layers})
     if not layers:
         return _check(name, None, "inconclusive", "the sparse ONNX file marks no layer as masked, so nothing could conform")
@@ -79,8 +78,8 @@ def _pattern_fault(layer: WeightedLayer, plan: Graph) -> str:
     weight = plan.constants.get(layer.weight_name)
     if weight is None or weight.shape != layer.weight.shape:
         return f"its weight {layer.weight_name} is not in the plan with the shape {layer.weight.shape}"
-    pattern = NMPattern.parse(layer.node.metadata[_PATTERN])
-    group_axis = int(layer.node.metadata.get(_GROUP_AXIS, layer.group_axis))
+    pattern = NMPattern.parse(layer.node.metadata[PATTERN])
+    group_axis = int(layer.node.metadata.get(GROUP_AXIS, layer.group_axis))
     broken = pattern.count_violations(weight != 0, group_axis=group_axis)
     return f"{broken} of {weight.size // pattern.m} groups keep more than {pattern.n} of {pattern.m} weights" if broken else ""
 

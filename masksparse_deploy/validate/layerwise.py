@@ -17,6 +17,8 @@ from masksparse_deploy.engine.protocol import Session
 from masksparse_deploy.graph.evaluate import apply_layer
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.reader import weighted_layers
+from masksparse_deploy.graph.twins import masked_layers
+from masksparse_deploy.validate.outputs import row_norms
 from masksparse_deploy.validate.rounding import outside_bound, rounding_bound
 
 __all__ = ["LayerPair", "compare_layers", "exposed_tensors", "layer_pairs", "uncovered_layers"]
@@ -60,7 +62,7 @@ def layer_pairs(dense: Graph, sparse: Graph, certificate: Certificate) -> tuple[
     """Find the certificate's layers in both files.
 
     Raises:
-        ArtifactError: a layer of the certificate is missing in one of the files.
+        ArtifactError: a layer of the certificate is missing in one of the files, or a changed layer in the certificate.
     """
     in_dense = {layer.node.name: layer for layer in weighted_layers(dense)}
     in_sparse = {layer.node.name: layer for layer in weighted_layers(sparse)}
@@ -73,6 +75,13 @@ def layer_pairs(dense: Graph, sparse: Graph, certificate: Certificate) -> tuple[
                     "run 'masksparse certify' again on these files"
                 )
         pairs.append(LayerPair(bound=bound, dense=in_dense[bound.node], sparse=in_sparse[bound.node]))
+    bounded = {bound.node for bound in certificate.layers}
+    for _, layer in masked_layers(dense, sparse):
+        if layer.node.name not in bounded:
+            raise ArtifactError(
+                f"the certificate has no bound for the layer {layer.node.name}, which differs between the two ONNX files; "
+                "run 'masksparse certify' again on these files"
+            )
     return tuple(pairs)
 
 
@@ -146,8 +155,8 @@ def _deviations(pair: LayerPair, x: Array, y: Array, allowed: Array) -> Iterator
     """||engine output - dense layer|| and its bound for each sample."""
     proved = pair.bound
     offset = proved.bias_difference * np.sqrt(proved.output_positions)
-    bounds = proved.difference_norm * _norms(x) + offset + _norms(allowed)
-    yield from zip(_norms(y - apply_layer(pair.dense, x)).tolist(), bounds.tolist(), strict=True)
+    bounds = proved.difference_norm * row_norms(x) + offset + row_norms(allowed)
+    yield from zip(row_norms(y - apply_layer(pair.dense, x)).tolist(), bounds.tolist(), strict=True)
 
 
 def _deviation(pair: LayerPair, worst: _Worst, is_uncovered: bool) -> LayerDeviation:
@@ -162,8 +171,3 @@ def _deviation(pair: LayerPair, worst: _Worst, is_uncovered: bool) -> LayerDevia
         tightness=worst.bound / worst.deviation if worst.deviation > 0 else None,
         verdict=verdict,
     )
-
-
-def _norms(x: Array) -> npt.NDArray[np.float64]:
-    """The l2 norm of every sample, float64 (count,)."""
-    return np.asarray(np.linalg.norm(x.astype(np.float64).reshape(len(x), -1), axis=1))

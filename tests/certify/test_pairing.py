@@ -8,9 +8,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from masksparse_deploy.certify.pairing import masked_layers, pair_graphs, read_pair
+from masksparse_deploy.certify.pairing import pair_graphs, read_pair
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.graph.twins import masked_layers
 from tests.certify.networks import as_pair
 from tests.models.make_onnx import MASKED_LAYERS, residual_pair
 
@@ -92,10 +93,10 @@ def test_a_weight_that_only_one_file_has() -> None:
 
 def test_twins_are_accepted_and_their_masked_layers_found() -> None:
     pair = as_pair(residual_pair())
-    assert [dense.node.name for dense, _ in masked_layers(pair)] == list(MASKED_LAYERS)
+    assert [dense.node.name for dense, _ in masked_layers(pair.dense, pair.sparse)] == list(MASKED_LAYERS)
 
 
 def test_a_layer_that_is_annotated_counts_as_masked_even_if_its_weights_are_equal() -> None:
     _, sparse = residual_pair()
     pair = as_pair((sparse, sparse))
-    assert [dense.node.name for dense, _ in masked_layers(pair)] == list(MASKED_LAYERS)
+    assert [dense.node.name for dense, _ in masked_layers(pair.dense, pair.sparse)] == list(MASKED_LAYERS)
