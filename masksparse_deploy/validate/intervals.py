@@ -10,7 +10,7 @@ from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.validation import AccuracyComparison
 from masksparse_deploy.core.errors import UsageError
 
-__all__ = ["compare_accuracy", "drop_interval", "share_interval", "share_upper_bound"]
+__all__ = ["compare_accuracy", "drop_interval", "share_interval"]
 
 
 def share_interval(count: int, total: int, confidence: float) -> Interval:
@@ -27,16 +27,6 @@ def share_interval(count: int, total: int, confidence: float) -> Interval:
     low = float(beta.ppf(half_error, count, total - count + 1)) if count else 0.0
     high = float(beta.isf(half_error, count + 1, total - count)) if count < total else 1.0
     return Interval(low=low, high=high, confidence=confidence)
-
-
-def share_upper_bound(count: int, total: int, confidence: float) -> float:
-    """The one-sided Clopper-Pearson upper bound of a share; with 0 of n it is 1 - (1 - confidence)^(1/n).
-
-    Raises:
-        UsageError: as `share_interval`.
-    """
-    _require_counts(count, total, confidence)
-    return float(beta.isf(1 - confidence, count + 1, total - count)) if count < total else 1.0
 
 
 def drop_interval(lost: int, won: int, total: int, confidence: float) -> Interval:

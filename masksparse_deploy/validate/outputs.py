@@ -43,7 +43,7 @@ def read_probe(path: Path) -> dict[str, Array]:
 
     Raises:
         UsageError: there is no such file.
-        ArtifactError: damaged, or a tensor is missing.
+        ArtifactError: damaged, a tensor is missing, or one holds NaN or infinite values.
     """
     try:
         tensors: dict[str, Array] = load_safetensors(require_file(path, "probe").read_bytes())
@@ -52,6 +52,9 @@ def read_probe(path: Path) -> dict[str, Array]:
     missing = [name for name in _PROBE_TENSORS if name not in tensors]
     if missing:
         raise ArtifactError(f"probe {path} has no tensor {missing[0]!r}; run 'masksparse bake' again")
+    unfit = [name for name in _PROBE_TENSORS if not np.isfinite(tensors[name]).all()]
+    if unfit:
+        raise ArtifactError(f"probe {path} holds NaN or infinite values in {unfit[0]!r}; run 'masksparse bake' again")
     return tensors
 
 
@@ -81,21 +84,18 @@ def check_outputs(name: str, outputs: Array, reference: Array, *, against: str, 
 
     Args:
         name: of the check.
-        outputs: (count, ...), finite.
-        reference: (count, ...).
+        outputs: (count, ...).
+        reference: (count, ...), finite.
         against: what the reference is, in words.
         tolerance: chosen, not proved.
     """
+    fault = ""
     if outputs.shape != reference.shape:
-        return Check(
-            name=name,
-            measured=None,
-            bound=None,
-            tolerance=tolerance,
-            unit="relative",
-            verdict="fail",
-            detail=f"the engine's outputs have the shape {outputs.shape}, {against} has {reference.shape}",
-        )
+        fault = f"the engine's outputs have the shape {outputs.shape}, {against} has {reference.shape}"
+    elif not np.isfinite(outputs).all():
+        fault = f"the engine's outputs hold NaN or infinite values, {against} has none"
+    if fault:
+        return Check(name=name, measured=None, bound=None, tolerance=tolerance, unit="relative", verdict="fail", detail=fault)
     scale = float(np.sqrt(np.mean(row_norms(reference) ** 2)))
     largest = float(row_norms(outputs.astype(np.float64) - reference).max())
     measured = largest / scale if scale > 0 else largest

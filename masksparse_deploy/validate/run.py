@@ -14,6 +14,7 @@ from masksparse_deploy.graph.evaluate import unsupported_operators
 from masksparse_deploy.validate.deployed import check_conformity, check_weights, read_plan_graph, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
+from masksparse_deploy.validate.labels import check_above_chance, require_classes
 from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_pairs, uncovered_layers
 from masksparse_deploy.validate.outputs import (
     PROBE_TOLERANCE,
@@ -69,12 +70,14 @@ def validate(
     Raises:
         ArtifactError: engines, files and certificate do not belong together, or one is damaged.
         MachineError: the engines' backend does not work on this machine.
-        UsageError: a file is missing, or the samples do not fit the model.
+        UsageError: a file is missing, the samples do not fit the model, or it is no classifier of their labels.
     """
     progress("validate", 0, _STEPS)
     dense = read_deployed("dense", dense_onnx, dense_engine, samples, engine_options.threads)
     sparse = read_deployed("sparse", sparse_onnx, sparse_engine, samples, engine_options.threads)
     require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate)
+    for network in (dense, sparse):
+        require_classes(network.outputs, samples.labels)
     checks = _plan_checks(dense, sparse)
     checks.append(check_finite(dense.outputs, sparse.outputs))
     progress("validate", 1, _STEPS)
@@ -90,8 +93,9 @@ def validate(
         found, layers = _layer_checks(dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress)
         checks += found
     progress("validate", 5, _STEPS)
-    accuracy = compare_accuracy(dense.outputs.argmax(1), sparse.outputs.argmax(1), samples.labels, gates.confidence)
-    checks += [accuracy_gate(accuracy, gates), flip_gate(accuracy, gates)]
+    classes = dense.outputs.argmax(1)
+    accuracy = compare_accuracy(classes, sparse.outputs.argmax(1), samples.labels, gates.confidence)
+    checks += [check_above_chance(classes, samples.labels), accuracy_gate(accuracy, gates), flip_gate(accuracy, gates)]
     progress("validate", _STEPS, _STEPS)
     return ValidationReport(
         sparse_engine_sha256=sparse.engine.digest,
@@ -106,12 +110,11 @@ def validate(
 
 
 def _plan_checks(dense: Deployed, sparse: Deployed) -> list[Check]:
-    backend = sparse.engine.backend
     dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
     return [
-        check_conformity(sparse.graph, sparse_plan, backend),
-        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, backend),
-        check_weights("weights of the dense plan", dense.graph, dense_plan, backend),
+        check_conformity(sparse.graph, sparse_plan, sparse.engine.backend),
+        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, sparse.engine.backend),
+        check_weights("weights of the dense plan", dense.graph, dense_plan, dense.engine.backend),
     ]
 
 

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from scipy.stats import binom, multinomial
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.validate.intervals import compare_accuracy, drop_interval, share_interval, share_upper_bound
+from masksparse_deploy.validate.intervals import compare_accuracy, drop_interval, share_interval
 
 
 def test_no_flip_in_ten_thousand():
-    assert share_upper_bound(0, 10_000, 0.99) <= 4.61e-4
-    assert share_upper_bound(0, 10_000, 0.99) == pytest.approx(1 - 0.01 ** (1 / 10_000), rel=1e-9)
+    # the binomial probability of no flip at the upper end is half of the error: 1 - 0.025^(1 / 10,000)
+    assert share_interval(0, 10_000, 0.95).high == pytest.approx(1 - 0.025 ** (1 / 10_000), rel=1e-9)
+    assert share_interval(0, 10_000, 0.95).high <= 3.7e-4
 
 
 def test_published_interval():
@@ -73,7 +74,6 @@ def test_interval_holds_the_measured_share(total_count, confidence):
     total, count = total_count
     interval = share_interval(count, total, confidence)
     assert 0 <= interval.low <= count / total <= interval.high <= 1
-    assert share_upper_bound(count, total, confidence) <= interval.high
 
 
 def test_compare_accuracy():

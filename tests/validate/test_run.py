@@ -2,14 +2,17 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.config import Gates
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.reader import read_graph
-from tests.validate.deployment import Deployment, deploy, failed, make_claim, named, set_constant
+from masksparse_deploy.validate.outputs import check_outputs
+from tests.validate.deployment import OPTIONS, Deployment, deploy, failed, make_claim, named, set_constant
 
 WEIGHT = "layer1.conv2.weight"
 BIAS = "layer1.conv2.bias"
@@ -174,8 +177,59 @@ def test_certificate_for_other_samples(template):
     assert "made for other samples" in named(report, "end-to-end, these samples").detail
 
 
-def test_nothing_masked_is_inconclusive(template):
-    report = template.validate(certificate=template.certificate.model_copy(update={"layers": ()}))
+def test_certificate_without_a_changed_layer(template):
+    other = template.certificate.model_copy(update={"layers": template.certificate.layers[:3]})
+    with pytest.raises(ArtifactError, match=r"has no bound for the layer layer2\.conv2, which differs .* 'masksparse certify'"):
+        template.validate(certificate=other)
+
+
+@pytest.mark.parametrize(("shift", "message"), [(1000, "from 1000 to 1008"), (-1, "from -1 to 7")])
+def test_labels_that_are_no_classes(template, shift, message):
+    samples = Samples(template.samples.images, template.samples.labels + shift)
+    with pytest.raises(UsageError, match=f"labels run {message}, but the network's 10 classes are numbered 0 to 9"):
+        template.validate(samples=samples)
+
+
+def test_labels_of_another_order_show_nothing(template):
+    # no answer is right, so that none can be lost: the accuracy drop of such labels is 0
+    report = template.validate(samples=Samples(template.samples.images, (template.samples.labels + 1) % 10))
+    assert named(report, "dense accuracy above chance").verdict == "inconclusive"
+    assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("count", [1, 48])
+def test_images_of_one_class_show_nothing(template, count):
+    samples = Samples(np.repeat(template.samples.images[:1], count, 0), np.repeat(template.samples.labels[:1], count))
+    report = template.validate(samples=samples)
+    assert named(report, "dense accuracy above chance").verdict == "inconclusive"
+    assert report.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("tensor", ["images", "dense_outputs", "sparse_outputs"])
+def test_probe_with_nan(deployment, tensor):
+    path = deployment.folder / "probe.safetensors"
+    tensors = load_file(path)
+    tensors[tensor].flat[0] = np.nan
+    save_file(tensors, path)
+    with pytest.raises(ArtifactError, match=f"holds NaN or infinite values in '{tensor}'"):
+        deployment.validate()
+
+
+def test_outputs_of_the_probe_that_are_nan():
+    check = check_outputs("name", np.full((2, 3), np.nan), np.ones((2, 3)), against="the model")
+    assert (check.verdict, check.measured) == ("fail", None)
+    assert "hold NaN" in check.detail
+
+
+def test_nothing_masked_is_inconclusive(template, tmp_path):
+    for name in ("dense", "sparse"):
+        shutil.copy(template.folder / "dense.onnx", tmp_path / f"{name}.onnx")
+        OnnxRuntimeBackend().build(tmp_path / f"{name}.onnx", tmp_path, OPTIONS, name=name)
+    changes = {"layers": (), "claims": (), "sparse_sha256": template.certificate.dense_sha256}
+    unmasked = Deployment(
+        folder=tmp_path, samples=template.samples, certificate=template.certificate.model_copy(update=changes)
+    )
+    report = unmasked.validate(probe=None)
     assert report.verdict == "inconclusive"
     assert named(report, "layers outside their bounds").detail == "no layer was changed, so no layer was compared"
 
