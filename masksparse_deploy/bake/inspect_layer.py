@@ -110,8 +110,9 @@ def _judge_claim(
         mask = LayerMask(weight_name=stored_name, keep=keep, group_axis=layer.group_axis, pattern=pattern)
         if mask.digest != notes[keys.MASK_SHA256]:
             return "broken claim", f"{pattern}, but its nonzeros are not those of the mask it names (of another layer?)"
-    if layer.groups > 1:
-        return "not eligible", f"{pattern}, but a group convolution ({layer.groups} groups): sparse kernels take one group"
+    obstacle = _obstacle(layer)
+    if obstacle is not None:
+        return "not eligible", f"{pattern}, but {obstacle}"
     return "conforming", f"{pattern}{_size_remark(layer)}"
 
 
@@ -126,8 +127,9 @@ def _judge_plain(
     """A layer that says nothing, or why it is dense."""
     pattern = HARDWARE_PATTERN
     channels = layer.weight.shape[layer.group_axis]
-    if layer.groups > 1:
-        return "not eligible", f"group convolution ({layer.groups} groups): sparse kernels take one group"
+    obstacle = _obstacle(layer)
+    if obstacle is not None:
+        return "not eligible", obstacle
     if channels == 0 or channels % pattern.m:
         return "not eligible", f"{_channels(channels)}: not a multiple of {pattern.m}"
     if violation_count == 0:
@@ -150,6 +152,18 @@ def _judge_plain(
         kept = group_count - violation_count
         return "eligible", f"dense: {kept:,} of {group_count:,} groups keep at most {pattern.n}{remark}"
     return "eligible", f"dense{remark}"
+
+
+def _obstacle(layer: WeightedLayer) -> str | None:
+    """Why there are no sparse kernels for the layer, whatever its weights are."""
+    axes = layer.weight.ndim
+    if layer.node.op == "Conv" and axes != 4:
+        return f"a {axes - 2}-d convolution: sparse kernels are for 2-d ones"
+    if axes < 2:
+        return "a product with a vector: sparse kernels take matrices"
+    if layer.groups > 1:
+        return f"a group convolution ({layer.groups} groups): sparse kernels take one group"
+    return None
 
 
 def _conforms_elsewhere(layer: WeightedLayer, density: float) -> str | None:

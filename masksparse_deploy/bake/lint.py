@@ -1,15 +1,14 @@
 """What is sparse in any ONNX file, what could be, and why the rest never will."""
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
+from masksparse_deploy.bake.constants import fixed_values, see_through
 from masksparse_deploy.bake.inspect_layer import HARDWARE_PATTERN, Finding, inspect_layer
 from masksparse_deploy.core.artifacts.baking import LintLayer, LintReport
 from masksparse_deploy.core.errors import ArtifactError
@@ -20,6 +19,8 @@ from masksparse_deploy.graph.reader import read_graph, weighted_layers
 __all__ = ["lint", "lint_graph"]
 
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
+_CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv")
+_MATRIX_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
 # Operators with weights that are not looked into: position of the weight among the inputs, and why.
 _UNREAD = {
     "ConvTranspose": (1, "transposed convolution: no sparse kernels"),
@@ -27,6 +28,10 @@ _UNREAD = {
     "QLinearConv": (3, "quantized operator: not read, only DequantizeLinear before a Conv is"),
     "MatMulInteger": (1, "quantized operator: not read, only DequantizeLinear before a MatMul is"),
     "QLinearMatMul": (3, "quantized operator: not read, only DequantizeLinear before a MatMul is"),
+    "DeformConv": (1, "deformable convolution: no sparse kernels"),
+    "GRU": (1, "recurrent operator: not read"),
+    "LSTM": (1, "recurrent operator: not read"),
+    "RNN": (1, "recurrent operator: not read"),
 }
 
 
@@ -67,18 +72,18 @@ def lint_graph(graph: Graph, *, name: str) -> LintReport:
 
 def _lint_layers(graph: Graph) -> Iterator[tuple[LintLayer, float]]:
     """Every layer with the density that its kernels would work at, in graph order."""
-    seen, origins = _see_through(graph)
+    seen, origins = see_through(graph)
     # Edges have unique names, nodes need not.
     readable = {layer.node.outputs[0]: layer for layer in weighted_layers(seen)}
     readers = _readers(seen)
+    fixed = fixed_values(seen)
     for node in graph.nodes:
-        if node.outputs[0] in readable:
+        if node.outputs and node.outputs[0] in readable:
             yield _readable_layer(seen, readable[node.outputs[0]], origins, readers)
-        elif node.domain == "" and node.op in _UNREAD:
-            position, why = _UNREAD[node.op]
-            yield _unread_layer(graph, node, node.inputs[position], why), 1.0
-        elif node.domain == "" and node.op == "Conv":
-            yield _unread_layer(graph, node, node.inputs[1], "the weight is computed while the network runs: not read"), 1.0
+        else:
+            unread = _unread_weight(graph, node, fixed)
+            if unread is not None:
+                yield _unread_layer(graph, node, *unread), 1.0
         for body in _bodies(node):
             for proto in body.node:
                 if proto.op_type in (*_PRODUCTS, *_UNREAD):
@@ -103,13 +108,33 @@ def _readable_layer(
     return row, finding.pattern.density
 
 
+def _unread_weight(graph: Graph, node: Node, fixed: Set[str]) -> tuple[str, str] | None:
+    """Name of the weight of an operator that is not looked into, and why it is not; None for one that has no weight."""
+    if node.domain:
+        name = next((name for name in node.inputs if name in graph.constants and graph.constants[name].ndim > 1), None)
+        return None if name is None else (name, f"operator of the domain {node.domain}: not read")
+    if node.op in _UNREAD:
+        position, why = _UNREAD[node.op]
+        return node.inputs[position], why
+    if node.op == "Conv" or (node.op in _PRODUCTS and node.inputs[1] in fixed and node.inputs[0] not in fixed):
+        return node.inputs[1], "the weight is computed while the network runs: not read"
+    if node.op in _PRODUCTS and node.inputs[0] in fixed and node.inputs[1] not in fixed:
+        return node.inputs[0], "the weight is the first factor: only second factors are read"
+    if node.op == "Einsum":
+        name = next((name for name in node.inputs if name in fixed), None)
+        return None if name is None else (name, "Einsum: not read")
+    return None
+
+
 def _unread_layer(graph: Graph, node: Node, weight_name: str, why: str) -> LintLayer:
     weight = graph.constants.get(weight_name)
     shape = weight.shape if weight is not None else graph.shapes.get(weight_name, ())
     known = tuple(length for length in shape if length is not None)
     known = known if len(known) == len(shape) else ()
     density = float(np.count_nonzero(weight) / max(weight.size, 1)) if weight is not None else 1.0
-    return _row(node.name, node.op, weight_name, known, _not_read(why, density), _mac_count(graph, node, known))
+    # The shape of a first factor does not tell how often its weights are used.
+    mac_count = None if weight_name == node.inputs[0] else _mac_count(graph, node, known)
+    return _row(node.name, node.op, weight_name, known, _not_read(why, density), mac_count)
 
 
 def _row(node: str, op: str, weight: str, shape: tuple[int, ...], finding: Finding, mac_count: int | None) -> LintLayer:
@@ -137,12 +162,13 @@ def _mac_count(graph: Graph, node: Node, weight_shape: tuple[int, ...]) -> int |
     Every weight is used once for each position of the output (of the input, for a transposed convolution); the first axis
     is the batch.
     """
-    if not weight_shape or (node.op not in ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv") and len(weight_shape) != 2):
+    convolves = node.op in _CONVOLUTIONS and len(weight_shape) > 2
+    if node.domain or not (convolves or (node.op in _MATRIX_PRODUCTS and len(weight_shape) == 2)):
         return None
     shape = graph.shapes.get(node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0])
     if shape is None:
         return None
-    positions = shape[1:-1] if len(weight_shape) == 2 else shape[2:]
+    positions = shape[2:] if convolves else shape[1:-1]
     known = [length for length in positions if length is not None]
     return math.prod(weight_shape) * math.prod(known) if len(known) == len(positions) else None
 
@@ -157,7 +183,7 @@ def _readers(graph: Graph) -> Mapping[str, tuple[str, ...]]:
     for node in graph.nodes:
         for position, name in enumerate(node.inputs):
             is_weight = node.domain == "" and node.op in _PRODUCTS and position == 1
-            if name in graph.constants and not is_weight and node.outputs[0] not in graph.constants:
+            if name in graph.constants and not is_weight and graph.constants.keys().isdisjoint(node.outputs):
                 readers.setdefault(name, []).append(f"{node.op} {node.name}")
     return {name: tuple(found) for name, found in readers.items()}
 
@@ -174,54 +200,3 @@ def _bodies(node: Node) -> Iterator[onnx.GraphProto]:
 
 def _several(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _see_through(graph: Graph) -> tuple[Graph, Mapping[str, str]]:
-    """The graph with constants also where a stored one passes through operators that keep zeros where they are.
-
-    Returns:
-        the graph, and for each constant so added the name of the initializer it comes from.
-    """
-    constants = dict(graph.constants)
-    metadata = dict(graph.constant_metadata)
-    origins: dict[str, str] = {}
-    unrounded: set[str] = set()
-    for node in graph.nodes:
-        if node.domain or not node.inputs or node.inputs[0] not in constants:
-            continue
-        source, target = node.inputs[0], node.outputs[0]
-        if node.op in ("Identity", "Cast"):
-            constants[target] = constants[source]
-        elif node.op == "QuantizeLinear" or (node.op == "DequantizeLinear" and source in unrounded):
-            # 0 is quantized to the zero point and back to 0: the zeros of the stored weight tell enough.
-            constants[target] = constants[source]
-        elif node.op == "DequantizeLinear" and _has_plain_zero_point(node, constants):
-            constants[target] = _without_zero_point(node, constants)
-        elif node.op == "Transpose":
-            order = node.attributes.get("perm", tuple(range(constants[source].ndim))[::-1])
-            constants[target] = np.transpose(constants[source], order)
-        else:
-            continue
-        if node.op == "QuantizeLinear" or (source in unrounded and node.op != "DequantizeLinear"):
-            unrounded.add(target)
-        origins[target] = origins.get(source, source)
-        metadata[target] = {} if node.op == "Transpose" else metadata.get(source, {})
-    return dataclasses.replace(graph, constants=constants, constant_metadata=metadata), origins
-
-
-def _has_plain_zero_point(node: Node, constants: Mapping[str, npt.NDArray[Any]]) -> bool:
-    """None, or a constant for the whole tensor or for each index of one axis."""
-    known = len(node.inputs) < 3 or not node.inputs[2] or node.inputs[2] in constants
-    return known and not node.attributes.get("block_size", 0)
-
-
-def _without_zero_point(node: Node, constants: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    """Quantized values less their zero point: zero where (x - zero_point) * scale is."""
-    quantized = constants[node.inputs[0]]
-    zero_point = constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-    if zero_point is None or not zero_point.any():
-        return quantized
-    if zero_point.ndim == 1:
-        axis = int(node.attributes.get("axis", 1)) % quantized.ndim
-        zero_point = zero_point.reshape([-1 if index == axis else 1 for index in range(quantized.ndim)])
-    return quantized.astype(np.float32) - zero_point.astype(np.float32)

@@ -151,6 +151,9 @@ def test_macs_of_other_operators(
         ("Gemm", pruned(weights(8, 8)), ["n", 8], {}, "wrong axis", "output channels"),
         ("MatMul", pruned(weights(8, 8), axis=0), ["n", 8], {}, "conforming", "2:4"),
         ("MatMul", pruned(weights(3, 8, 4), axis=1), [3, 5, 8], {}, "conforming", "2:4"),
+        ("MatMul", weights(8), [3, 8], {}, "not eligible", "a product with a vector"),
+        ("Conv", pruned(weights(8, 8, 3)), ["n", 8, 4], {}, "not eligible", "a 1-d convolution"),
+        ("Conv", weights(8, 8, 1, 1, 1), ["n", 8, 4, 4, 4], {}, "not eligible", "a 3-d convolution"),
         ("ConvTranspose", weights(8, 8, 2, 2), ["n", 8, 4, 4], {}, "not eligible", "transposed convolution"),
     ],
 )
@@ -162,6 +165,67 @@ def test_states_of_files_without_annotations(
     assert layer.state == state
     assert why in layer.why
     assert report.ok
+
+
+def first_factor() -> onnx.ModelProto:
+    return model_of([helper.make_node("MatMul", ["w", "x"], ["y"], name="layer")], {"w": weights(8, 16)}, x=[16, 4])
+
+
+def computed_factor() -> onnx.ModelProto:
+    nodes = [
+        helper.make_node("Reshape", ["w", "shape"], ["b"], name="reshape"),
+        helper.make_node("MatMul", ["x", "b"], ["y"], name="layer"),
+    ]
+    return model_of(nodes, {"w": weights(128), "shape": np.array([16, 8])}, x=["n", 16])
+
+
+def einsum() -> onnx.ModelProto:
+    node = helper.make_node("Einsum", ["x", "w"], ["y"], name="layer", equation="ij,jk->ik")
+    return model_of([node], {"w": weights(16, 8)}, x=["n", 16])
+
+
+def recurrent() -> onnx.ModelProto:
+    node = helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], name="layer", hidden_size=4)
+    return model_of([node], {"w": weights(1, 16, 8), "r": weights(1, 16, 4)}, x=[2, "n", 8])
+
+
+def fused() -> onnx.ModelProto:
+    node = helper.make_node("FusedConv", ["x", "w"], ["y"], name="layer", domain="com.microsoft", activation="Relu")
+    model = model_of([node], {"w": weights(8, 8, 3, 3)}, x=["n", 8, 4, 4])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "why", "mac_count"),
+    [
+        (first_factor, "the weight is the first factor: only second factors are read", None),
+        (computed_factor, "the weight is computed while the network runs: not read", 128),
+        (einsum, "Einsum: not read", None),
+        (recurrent, "recurrent operator: not read", None),
+        (fused, "operator of the domain com.microsoft: not read", None),
+    ],
+)
+def test_weights_beside_the_usual_place_are_listed(
+    make: Callable[[], onnx.ModelProto], why: str, mac_count: int | None
+) -> None:
+    report = report_of(make())
+    layer = layer_of(report, "layer")
+    assert (layer.state, layer.why, layer.mac_count) == ("not eligible", why, mac_count)
+    # Without the work of every layer there is no limit to tell.
+    assert report.amdahl_limit == (1 if mac_count else None)
+
+
+def test_a_product_of_two_activations_is_not_listed() -> None:
+    model = model_of([helper.make_node("MatMul", ["x", "x"], ["y"], name="layer")], {}, x=[4, 4])
+    assert report_of(model).layers == ()
+
+
+def test_an_operator_without_outputs() -> None:
+    model = one_layer("MatMul", weights(8, 8), x=["n", 8])
+    model.graph.node.append(helper.make_node("Log", ["y"], [], name="log", domain="mine"))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    assert layer_of(report_of(model), "layer").state == "eligible"
 
 
 def test_the_share_of_groups_that_break_over_taps() -> None:
