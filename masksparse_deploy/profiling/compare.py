@@ -72,11 +72,14 @@ def profile_pair(
     step_ms = clock_step_ms(clock)
     batch = engine_options.batch
     with ExitStack() as stack:
-        engines = {}
+        engines, shapes = {}, {}
         for name, path in (("dense", dense_metadata_path), ("control", dense_metadata_path), ("sparse", sparse_metadata_path)):
             session = stack.enter_context(backend.open(path, threads=engine_options.threads))
             batch = session.input_shape[0] or engine_options.batch
+            shapes[name] = session.input_shape
             engines[name] = session.prepare(_one_batch(images, batch))
+        if shapes["dense"] != shapes["sparse"]:
+            raise _no_twins("input shape", shapes["dense"], shapes["sparse"])
         times = sample_rounds(engines, profile_options, clock=clock, progress=progress)
     # less than one step of the clock reads as zero
     times = {name: np.maximum(values, step_ms) for name, values in times.items()}
@@ -123,10 +126,14 @@ def _check_twins(dense: EngineArtifact, sparse: EngineArtifact) -> None:
     for field in _COMPARED:
         values = [getattr(engine, field) for engine in (dense, sparse)]
         if values[0] != values[1]:
-            raise ArtifactError(
-                f"the engines differ in {field}: dense has {values[0]}, sparse has {values[1]}; their ratio would not tell "
-                "what sparsity does: build both with the same options on the same device"
-            )
+            raise _no_twins(field, *values)
+
+
+def _no_twins(what: str, dense: object, sparse: object) -> ArtifactError:
+    return ArtifactError(
+        f"the engines differ in {what}: dense has {dense}, sparse has {sparse}; their ratio would not tell what sparsity does: "
+        "build both from the two files of one bake, with the same options on the same device"
+    )
 
 
 def _one_batch(images: npt.NDArray[np.float32], batch: int) -> npt.NDArray[np.float32]:

@@ -58,8 +58,8 @@ class FakeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self, clock: FakeClock, latency_s: LatencyModel) -> None:
-        self.clock, self.latency_s = clock, latency_s
+    def __init__(self, clock: FakeClock, latency_s: LatencyModel, *, sparse_batch: int | None = None) -> None:
+        self.clock, self.latency_s, self.sparse_batch = clock, latency_s, sparse_batch
         self.sessions: dict[str, FakeSession] = {}
         self.threads: set[int] = set()
 
@@ -76,6 +76,8 @@ class FakeBackend:
             role = "control"
         self.threads.add(threads)
         self.sessions[role] = FakeSession(role, self.clock, self.latency_s)
+        if role == "sparse":
+            self.sessions[role].input_shape = (self.sparse_batch, 3, 4, 4)
         yield self.sessions[role]
 
 

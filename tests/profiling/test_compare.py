@@ -172,6 +172,25 @@ def test_engines_that_differ_in_more_than_their_weights_are_refused(tmp_path: Pa
         profile_pair(dense, sparse, IMAGES, ENGINE, ProfileOptions())
 
 
+def test_engines_of_different_fixed_batches_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    monkeypatch.setattr(compare, "get_backend", lambda name: FakeBackend(clock, noisy(1.0), sparse_batch=8))
+    paths = [write_engine(tmp_path, name) for name in ("dense", "sparse")]
+    message = r"differ in input shape: dense has \(None, 3, 4, 4\), sparse has \(8, 3, 4, 4\)"
+    with pytest.raises(ArtifactError, match=message):
+        profile_pair(*paths, IMAGES, ENGINE, ProfileOptions(rounds=10), clock=clock)
+
+
+def test_a_clock_that_stops_during_the_run_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It moves while its steps are measured, and stands still from then on."""
+    clock = FakeClock()
+    ticks = iter(range(100))
+    monkeypatch.setattr(compare, "get_backend", lambda name: FakeBackend(clock, noisy(1.0)))
+    paths = [write_engine(tmp_path, name) for name in ("dense", "sparse")]
+    report = profile_pair(*paths, IMAGES, ENGINE, ProfileOptions(rounds=10), clock=lambda: 1e-6 * next(ticks, 100))
+    assert any("the clock moves in steps" in reason for reason in report.invalid_because)
+
+
 def test_an_engine_built_elsewhere_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     backend = FakeBackend(clock, noisy(1.0))
