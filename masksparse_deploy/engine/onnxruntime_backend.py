@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact, EngineLayer
 from masksparse_deploy.core.config import EngineOptions
-from masksparse_deploy.core.errors import ArtifactError, MachineError
+from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageError
 from masksparse_deploy.core.files import atomic_output, make_folder, sha256_bytes
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.core.progress import Progress, silent
@@ -98,9 +98,12 @@ class OnnxRuntimeBackend:
         """Load a plan with all optimisations; see `engine.protocol.Backend`."""
         runtime = _runtime()
         artifact, plan = read_plan(metadata_path, backend=self.name)
+        batch = artifact.options.get("batch")
+        if not isinstance(batch, int) or batch < 1:
+            raise ArtifactError(f"{metadata_path} has the batch {batch}, not a positive number; run 'masksparse build' again")
         settings = _settings(runtime, runtime.GraphOptimizationLevel.ORT_ENABLE_ALL, threads=threads or available_core_count())
         session = _load(runtime, plan, settings, what=str(metadata_path.parent / artifact.plan))
-        yield _OnnxRuntimeSession(runtime, session, batch=int(artifact.options["batch"]))
+        yield _OnnxRuntimeSession(runtime, session, batch=batch)
 
 
 @final
@@ -112,6 +115,8 @@ class _OnnxRuntimeSession:
         self._runtime = runtime
         self._session = session
         self._input_name: str = entry.name
+        if entry.type not in _INPUT_TYPES:
+            raise UsageError(f"the engine's input is a {entry.type}; it must take floating-point images: export the model so")
         self._input_type = _INPUT_TYPES[entry.type]
         self._input_shape = tuple(length if isinstance(length, int) else None for length in entry.shape)
         self._batch = self._input_shape[0] or batch

@@ -167,6 +167,29 @@ def test_wrong_names_and_shapes_are_usage_errors(dense_onnx: Path, tmp_path: Pat
                 session.run(wrong)
 
 
+@pytest.mark.parametrize("options", [{}, {"batch": 0}, {"batch": "many"}])
+def test_metadata_without_a_batch_is_damaged(dense_onnx: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    BACKEND.build(dense_onnx, tmp_path, OPTIONS, name="dense").model_copy(update={"options": options}).write(
+        tmp_path / "dense.engine.json"
+    )
+    with pytest.raises(ArtifactError, match="not a positive number; run 'masksparse build' again"):
+        with BACKEND.open(tmp_path / "dense.engine.json"):
+            pass
+
+
+def test_an_input_of_bytes_is_a_usage_error(dense_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(dense_onnx)
+    name = model.graph.input[0].name
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    for node in model.graph.node:
+        node.input[:] = ["as_float" if entry == name else entry for entry in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Cast", [name], ["as_float"], name="cast", to=onnx.TensorProto.FLOAT))
+    onnx.save(model, tmp_path / "bytes.onnx")
+    BACKEND.build(tmp_path / "bytes.onnx", tmp_path, OPTIONS, name="bytes")
+    with pytest.raises(UsageError, match=r"input is a tensor\(uint8\)"), BACKEND.open(tmp_path / "bytes.engine.json"):
+        pass
+
+
 def test_a_full_disk_is_an_output_error(dense_onnx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(path: Path, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
