@@ -10,7 +10,8 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 NOTHING = "\N{EN DASH}"
 
 _LARGE, _SMALL = 1e5, 1e-3
-_LARGE_MS = 100
+# From here on three significant digits leave none behind the point.
+_LARGE_MS = 99.95
 
 
 def figures(value: float | None, digits: int = 3) -> str:

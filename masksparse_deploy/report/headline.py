@@ -119,7 +119,9 @@ def _proof(validation: ValidationReport | None, certificate: Certificate | None)
     within = sum(layer.verdict == "pass" for layer in layers)
     notes = ["changed layers stay within a bound that is proved, not estimated"] if layers else ["no layer was compared"]
     notes += [f"{claim.name}: {claim.status}" for claim in certificate.claims if claim.name.startswith("end-to-end")]
-    tone: Tone = "open" if not layers else "good" if within == len(layers) else "bad"
+    tone: Tone = "good" if layers and within == len(layers) else "open"
+    if any(layer.verdict == "fail" for layer in layers):
+        tone = "bad"
     return Figure(question, f"{within} of {len(layers)}", "layers", tuple(notes), tone)
 
 

@@ -27,5 +27,6 @@ def test_the_other_formats():
     assert percent(0.9949748, 2) == "99.50 %"
     assert (signed(0.5), signed(-0.1675), signed(-0.001)) == ("+0.50", f"{MINUS}0.17", "0.00")
     assert (milliseconds(2.0), milliseconds(0.0123), milliseconds(1234.5)) == ("2.00 ms", "0.0123 ms", "1,234 ms")
+    assert (milliseconds(99.94), milliseconds(99.96)) == ("99.9 ms", "100 ms")
     assert (times(1.416), times(4e6)) == (f"1.42{TIMES}", f"4.00 {TIMES} 10⁶{TIMES}")
     assert interval(Interval(low=-0.012, high=0.5, confidence=0.95), 2, 100) == f"{MINUS}1.20 to 50.00"

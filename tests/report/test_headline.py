@@ -51,3 +51,12 @@ def test_the_three_figures():
     assert "gate: at most 0.5 points lost" in accuracy.notes
     assert (proof.value, proof.tone) == ("9 of 9", "good")
     assert "end-to-end, these samples: vacuous" in proof.notes
+
+
+@pytest.mark.parametrize(("verdict", "tone"), [("fail", "bad"), ("inconclusive", "open")])
+def test_a_layer_that_is_not_covered_has_not_failed(verdict, tone):
+    validation = make_validation()
+    first = validation.layers[0].model_copy(update={"verdict": verdict})
+    changed = validation.model_copy(update={"layers": (first, *validation.layers[1:])})
+    proof = make_headline(make_inputs(validation=changed)).figures[2]
+    assert (proof.value, proof.tone) == ("8 of 9", tone)
