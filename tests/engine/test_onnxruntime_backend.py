@@ -172,9 +172,9 @@ def test_metadata_without_a_batch_is_damaged(dense_onnx: Path, tmp_path: Path, o
     BACKEND.build(dense_onnx, tmp_path, OPTIONS, name="dense").model_copy(update={"options": options}).write(
         tmp_path / "dense.engine.json"
     )
-    with pytest.raises(ArtifactError, match="not a positive number; run 'masksparse build' again"):
-        with BACKEND.open(tmp_path / "dense.engine.json"):
-            pass
+    message = "not a positive number; run 'masksparse build' again"
+    with pytest.raises(ArtifactError, match=message), BACKEND.open(tmp_path / "dense.engine.json"):
+        pass
 
 
 def test_an_input_of_bytes_is_a_usage_error(dense_onnx: Path, tmp_path: Path) -> None:

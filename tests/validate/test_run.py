@@ -134,7 +134,7 @@ def test_engine_of_another_file(template):
 def test_plan_changed_after_the_build(deployment):
     plan = deployment.folder / "sparse.plan.onnx"
     plan.write_bytes(plan.read_bytes().replace(b"layer1.conv2.out", b"layer1.conv2.0ut"))
-    with pytest.raises(ArtifactError, match="recorded digest .* found"):
+    with pytest.raises(ArtifactError, match=r"recorded digest .* found"):
         deployment.validate()
 
 
