@@ -139,7 +139,7 @@ def read_mask_set(path: Path) -> MaskSet:
     try:
         tensors = load_safetensors(data)
         header_bytes = int.from_bytes(data[:8], "little")
-        header = json.loads(json.loads(data[8 : 8 + header_bytes])["__metadata__"]["masksparse"])
+        header = dict(json.loads(json.loads(data[8 : 8 + header_bytes])["__metadata__"]["masksparse"]))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"mask set {path} is damaged or not a mask set ({_first_line(error)}); {remedy}") from error
     if header.get("schema_version") != SCHEMA_VERSION:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -72,6 +73,14 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
     data = mask_set().to_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ArtifactError, match="damaged"):
+        read_mask_set(path)
+
+
+@pytest.mark.parametrize("header", ["[]", "[1]", "null", "{", '{"schema_version": 1}'])
+def test_a_header_of_another_tool_is_damaged(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(save({"keep/w": np.ones((4, 4), np.bool_)}, metadata={"masksparse": header}))
+    with pytest.raises(ArtifactError, match=r"m\.safetensors"):
         read_mask_set(path)
 
 

@@ -114,6 +114,34 @@ def test_options(tmp_path: Path, change: dict[str, object]) -> None:
     assert len(outcome.history) == {4: 2, 1: 1}.get(change.get("max_steps"), 3)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (1.0, 3.0), (0.3, 2.0)])
+def test_the_loss_is_the_documented_one(tmp_path: Path, share: float, temperature: float) -> None:
+    options = OPTIONS.model_copy(
+        update={
+            "distillation": share,
+            "temperature": temperature,
+            "batch_norm": False,
+            "augment": "none",
+            "batch_size": 96,
+            "max_steps": 1,
+        }
+    )
+    dense, masked, train = tiny_cnn(), tiny_cnn(), labelled_by_network(96, seed=1)
+    with torch.inference_mode():
+        for layer in layers():
+            weight = masked.get_parameter(layer.weight_name)
+            # Before the first step the scores are those of magnitude.
+            weight.mul_(torch.from_numpy(PATTERN.keep_largest(np.abs(weight.detach().numpy()), group_axis=1)))
+        images, labels = torch.from_numpy(train.images), torch.from_numpy(train.labels)
+        target, logits = dense(images).double(), masked(images).double()
+    soft = torch.softmax(target / temperature, 1)
+    divergence = (soft * (soft.log() - torch.log_softmax(logits / temperature, 1))).sum(1).mean()
+    entropy = -torch.log_softmax(logits, 1)[torch.arange(96), labels].mean()
+    expected = (1 - share) * entropy + share * temperature**2 * divergence
+    # Float32 against float64: log-probabilities of size one with errors of about 1e-6, multiplied by at most T^2 = 9.
+    assert run(tmp_path, options).history[0].loss == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_labels_do_not_matter_with_distillation_alone(tmp_path: Path) -> None:
     options = OPTIONS.model_copy(update={"distillation": 1.0})
     train = labelled_by_network(96, seed=1)
