@@ -244,6 +244,8 @@ def _slice(node: Node, inputs: Inputs) -> Array:
         length = x.shape[axis]
         # ONNX counts a negative end from the back once; an end before the first element means "to the front" for steps < 0
         stop = None if step < 0 and end < -length else end
+        # and a start before the first element means the first one, where Python takes none
+        start = max(start, -length) if step < 0 else start
         selection[axis] = slice(start, stop, step)
     return x[tuple(selection)]
 

@@ -267,6 +267,14 @@ def test_a_file_that_works_for_one_batch_size_only_is_refused() -> None:
         evaluate(graph, random_floats(5, 4, 7, 6))
 
 
+@pytest.mark.parametrize(("start", "end", "step"), [(-99, -(2**31), -1), (-99, 2, 1), (99, -99, -2), (-2, -99, -1)])
+def test_slices_that_reach_beyond_the_ends(start: int, end: int, step: int) -> None:
+    constants = {"s": integers(start), "e": integers(end), "a": integers(2), "p": integers(step)}
+    model = make_model([helper.make_node("Slice", ["x", "s", "e", "a", "p"], ["y"], name="cut")], constants)
+    images = random_floats(2, 4, 7, 6)
+    np.testing.assert_array_equal(evaluate(parse_graph(model, name="cut"), images)["y"], run_runtime(model, images))
+
+
 def test_slices_of_old_operator_sets_are_named() -> None:
     nodes = [helper.make_node("Slice", ["x"], ["y"], starts=[0], ends=[2], axes=[2], name="old")]
     graph = parse_graph(make_model(nodes, {}, opset=9), name="old")
