@@ -80,6 +80,10 @@ def certify(
 
 def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, progress: Progress) -> tuple[LayerBound, ...]:
     masked = masked_layers(pair.dense, pair.sparse)
+    names = [dense.node.name for dense, _ in masked]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two masked layers are called {name}, so that their bounds could be mixed up; rename one node")
     bounds = []
     for index, (dense, sparse) in enumerate(masked):
         progress("bounding layers", index, len(masked))

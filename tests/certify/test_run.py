@@ -212,6 +212,14 @@ def test_a_masked_layer_whose_bias_is_computed_is_refused(tmp_path: Path) -> Non
         certify(*write_pair(tmp_path, models), make_samples(), OPTIONS)
 
 
+def test_masked_layers_of_one_name_are_refused(tmp_path: Path) -> None:
+    models = residual_pair()
+    for model in models:
+        next(entry for entry in model.graph.node if entry.name == "layer1.conv1").name = "layer1.conv2"
+    with pytest.raises(UsageError, match=r"two masked layers are called layer1\.conv2"):
+        certify(*write_pair(tmp_path, models), make_samples(), OPTIONS)
+
+
 def test_images_of_another_shape_are_refused(paths: tuple[Path, Path]) -> None:
     with pytest.raises(UsageError, match=r"\(20, 1, 8, 8\), the model's input 'images' takes \(count, 3, 8, 8\)"):
         certify(*paths, make_samples(shape=(1, 8, 8)), OPTIONS)
