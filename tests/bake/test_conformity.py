@@ -186,6 +186,10 @@ def other_shape(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(np.zeros(1, np.float32), "fc.bias"))
 
 
+def other_type(model: onnx.ModelProto) -> None:
+    initializer(model, "fc.bias").CopyFrom(numpy_helper.from_array(np.zeros(10), "fc.bias"))
+
+
 def node_removed(model: onnx.ModelProto) -> None:
     node(model, "layer1.conv1").input[0] = "stem.out"
     model.graph.node.remove(node(model, "layer1.relu1"))
@@ -200,6 +204,7 @@ def node_removed(model: onnx.ModelProto) -> None:
         (other_opset, "opsets: "),
         (other_constant, "constant extra: in one file only"),
         (other_shape, "constant fc.bias: float32 (10,) and float32 (1,)"),
+        (other_type, "constant fc.bias: float32 (10,) and float64 (10,)"),
         (node_removed, "17 and 16 nodes"),
     ],
 )

@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -43,8 +44,13 @@ def test_a_mask_set_survives_the_disk(tmp_path: Path) -> None:
 def test_identity_does_not_depend_on_insertion_order_but_on_content() -> None:
     assert mask_set(("a.weight", "b.weight")).digest == mask_set(("b.weight", "a.weight")).digest
     assert mask_set(("a.weight",)).digest != mask_set().digest
-    moved = MaskSet(layers=mask_set().layers, source_sha256="1" * 64, method="magnitude")
-    assert moved.digest != mask_set().digest
+    changes = (
+        {"source_sha256": "1" * 64},
+        {"method": "scores"},
+        {"statistics": {}},
+        {"statistics": {"bn.running_mean": np.ones(4, np.float32)}},
+    )
+    assert len({mask_set().digest, *(dataclasses.replace(mask_set(), **change).digest for change in changes)}) == 5
 
 
 def test_writing_twice_gives_the_same_bytes() -> None:

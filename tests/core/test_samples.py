@@ -37,6 +37,7 @@ def test_a_folder_of_images_has_one_class_for_each_sub_folder(tmp_path: Path) ->
     samples = read_samples("data", folder=tmp_path, image_size=8)
     assert samples.images.shape == (4, 3, 8, 8)
     assert samples.labels.tolist() == [0, 0, 1, 1]
+    # the middle, not squeezed
     assert samples.images[0, :, 0, 0].tolist() == [1, 0, 0]
     # as notebooks and file managers leave them
     (tmp_path / "data" / ".ipynb_checkpoints").mkdir()

@@ -2,14 +2,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from masksparse_deploy.core.masks import fingerprint
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.batch_norm import reestimate, running_statistics
+from masksparse_deploy.learn.eligibility import survey_layers
+from masksparse_deploy.learn.magnitude import MagnitudeBatchNorm
 from masksparse_deploy.learn.model import state_fingerprint
-from tests.learn.networks import shallow_net
+from masksparse_deploy.learn.probe import probe_model
+from masksparse_deploy.learn.sparsifier import Outcome
+from tests.learn.networks import labelled_by_network, shallow_net
 from tests.models.tiny_cnn import example_images, tiny_cnn
+
+PATTERN = NMPattern(n=2, m=4)
 
 
 def test_the_statistics_are_those_of_the_images() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    model[0].num_batches_tracked.fill_(1000)  # training leaves such a count, which is no part of the new average
     images = example_images(64) * np.float32(2) + np.float32(1)
     found = reestimate(model, {}, images, batch_size=16)
     batches = images.reshape(4, 16, 3, 8, 8).astype(np.float64)
@@ -43,3 +52,19 @@ def test_images_that_do_not_fill_a_batch_are_left_out() -> None:
 
 def test_without_batch_norm_there_is_nothing_to_estimate() -> None:
     assert reestimate(shallow_net(), {}, example_images(4), batch_size=4) == {}
+
+
+def test_the_baseline_calibrates_the_masked_network_on_images_that_the_seed_draws() -> None:
+    model, train = tiny_cnn(), labelled_by_network(96, seed=1)
+    layers = survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
+
+    def outcome(seed: int) -> Outcome:
+        method = MagnitudeBatchNorm(pattern=PATTERN, calibration_count=32, batch_size=16, seed=seed)
+        return method.sparsify(model, layers, train)
+
+    found = outcome(1)
+    masked = {name: model.get_parameter(name) * torch.tensor(mask.keep) for name, mask in found.masks.items()}
+    chosen = np.random.default_rng(1).permutation(96)[:32]
+    expected = reestimate(model, masked, train.images[chosen], batch_size=16)
+    assert fingerprint(found.statistics) == fingerprint(expected)
+    assert fingerprint(outcome(2).statistics) != fingerprint(expected)

@@ -78,6 +78,26 @@ def test_the_kept_baseline_comes_last(folder: Path, batch_norm: bool, methods: l
         assert layer.kept_magnitude_share == pytest.approx(float((magnitude * keep).sum() / magnitude.sum()))
 
 
+def test_the_accuracy_is_that_of_masks_and_statistics_together(folder: Path) -> None:
+    report = run(folder, MASK.model_copy(update={"method": "magnitude", "pattern": "1:4"}))
+    masks, test = read_mask_set(folder / "out" / MASKS), np.load(folder / "test.npz")
+    model = tiny_cnn()
+    state = model.state_dict()
+
+    def correct() -> int:
+        with torch.inference_mode():
+            return int((model(torch.from_numpy(test["images"])).argmax(1).numpy() == test["labels"]).sum())
+
+    for name, mask in masks.layers.items():
+        state[name].mul_(torch.tensor(mask.keep))
+    assert report.accuracies[1].correct == correct()
+    for name, value in masks.statistics.items():
+        state[name].copy_(torch.tensor(value))
+    assert report.accuracies[2].correct == correct() != report.accuracies[1].correct
+    masked, total = report.macs.masked, report.macs.total
+    assert report.amdahl_limit == pytest.approx(total / (total - 0.75 * masked))
+
+
 def test_without_batch_norm_there_is_one_baseline(folder: Path) -> None:
     save_file(shallow_net().state_dict(), folder / "model.safetensors")
     model = ModelOptions(factory=f"{PATH}:shallow_net", weights="model.safetensors")
