@@ -89,7 +89,6 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Array]]] = {
     "global average pool": (node("GlobalAveragePool"), {}),
     "reduce mean": (node("ReduceMean", "x", "axes", keepdims=0), {"axes": integers(2, -1)}),
     "reduce mean kept": (node("ReduceMean", "x", "axes"), {"axes": integers(-1)}),
-    "reduce mean of nothing": (node("ReduceMean", noop_with_empty_axes=1), {}),
     "flatten": (node("Flatten"), {}),
     "flatten negative": (node("Flatten", axis=-1), {}),
     "reshape": (node("Reshape", "x", "s"), {"s": integers(0, -1, 6)}),
@@ -129,6 +128,13 @@ def test_operator_agrees_with_the_runtime(name: str) -> None:
     assert actual.dtype == np.float64
     assert actual.shape == expected.shape
     np.testing.assert_allclose(actual, expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_mean_over_no_axes_changes_nothing() -> None:
+    # ONNX Runtime before 1.24 refuses this node, so the specification's words stand in for it.
+    images = random_floats(3, 4, 7, 6, seed=9)
+    graph = parse_graph(make_model([node("ReduceMean", noop_with_empty_axes=1)], {}), name="mean")
+    np.testing.assert_array_equal(evaluate(graph, images)["y"], images)
 
 
 FLAT_CASES: dict[str, tuple[onnx.NodeProto, dict[str, Array]]] = {
