@@ -16,15 +16,6 @@ from tests.project import make_project, masksparse
 Spoil = Callable[[Path], None]
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project whose chain has run once."""
-    config = make_project(tmp_path_factory.mktemp("project"), mask={"method": "magnitude"})
-    result = masksparse("deploy", config)
-    assert result.returncode == 0, result.stderr + result.stdout
-    return config.parent
-
-
 def edit(key: str, value: object) -> Spoil:
     """Set "section.key" in deploy.yaml."""
 
