@@ -98,6 +98,19 @@ def test_macs_and_the_amdahl_limit() -> None:
     assert report_of(residual_pair()[0]).amdahl_limit == 1.0
 
 
+def test_the_limit_follows_the_pattern_and_needs_every_layer() -> None:
+    keep = NMPattern(n=1, m=4).keep_largest(weights(8, 8), group_axis=1)
+    model = one_layer("Gemm", np.where(keep, weights(8, 8), np.float32(0)), x=["n", 8], transB=1)
+    claim = {keys.PATTERN: "1:4", keys.GROUP_AXIS: "1"}
+    helper.set_model_props(model, {keys.SCHEMA_VERSION: keys.SCHEMA})
+    for key, value in claim.items():
+        model.graph.node[0].metadata_props.add(key=key, value=value)
+    assert report_of(model).amdahl_limit == pytest.approx(4)
+    # a layer whose work is unknown
+    model.graph.node.append(helper.make_node("Einsum", ["y", "w"], ["z"], name="other", equation="ij,jk->ik"))
+    assert report_of(model).amdahl_limit is None
+
+
 def test_unknown_shapes_leave_macs_and_limit_unknown() -> None:
     report = report_of(one_layer("Conv", pruned(weights(8, 8, 3, 3)), x=["n", 8, "height", "width"]))
     assert layer_of(report, "layer").mac_count is None

@@ -72,6 +72,13 @@ class KeywordNet(ShallowNet):
         return self.fc(input=torch.relu(self.conv2(input=torch.relu(self.conv1(input=x)))).mean((2, 3)))
 
 
+class RepeatedNet(ShallowNet):
+    """Calls one convolution three times."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.conv2(self.conv2(self.conv2(self.conv1(x)))).mean((2, 3)))
+
+
 def nested_net() -> nn.Module:
     return nn.Sequential(OrderedDict(module=shallow_net()))
 

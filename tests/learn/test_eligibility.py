@@ -8,7 +8,7 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.eligibility import LayerSurvey, survey_layers
 from masksparse_deploy.learn.probe import probe_model
-from tests.learn.networks import KeywordNet, ShallowNet, Zoo, feature_maps
+from tests.learn.networks import KeywordNet, RepeatedNet, ShallowNet, Zoo, feature_maps
 from tests.models.tiny_cnn import tiny_cnn
 
 PATTERN = NMPattern(n=2, m=4)
@@ -40,6 +40,11 @@ def test_every_layer_is_eligible_or_skipped_with_its_reason() -> None:
         "hidden": "a linear layer: name it in mask.include to mask it",
         "head": "a linear layer: name it in mask.include to mask it",
     }
+
+
+def test_a_layer_that_runs_three_times_counts_three_times() -> None:
+    (once,), (thrice,) = survey(ShallowNet()).eligible, survey(RepeatedNet()).eligible
+    assert (once.mac_count, thrice.mac_count) == (8 * 8 * 9 * 64, 3 * 8 * 8 * 9 * 64)
 
 
 def test_inputs_may_be_handed_over_by_name() -> None:

@@ -8,6 +8,7 @@ from tests.report.artifacts import make_inputs, make_profile, make_validation
     ("profile", "sentence"),
     [
         (make_profile(1.42, 0.02), "Deploy it: 1.42\N{MULTIPLICATION SIGN} as fast as the dense engine, within all gates."),
+        (make_profile(1.01, 0.02), "All checks passed, but it is not faster than the dense engine on this device."),
         (make_profile(1.0, 0.02), "All checks passed, but it is not faster than the dense engine on this device."),
         (make_profile(0.9, 0.02), "All checks passed, but it is slower than the dense engine on this device."),
         (

@@ -153,6 +153,17 @@ def test_a_layer_without_deviation_is_drawn_by_its_bound_only():
     assert [trace["x"] for trace in figure["data"]] == [[], [None], [layer.deviation_bound]]
 
 
+def test_inferences_that_are_not_drawn_are_counted():
+    profile = make_profile()
+    samples = (*profile.dense.samples_ms, 50 * profile.dense.p99_ms, 60 * profile.dense.p99_ms)
+    before = plots.latency_plot(profile).caption
+    after = plots.latency_plot(
+        profile.model_copy(update={"dense": profile.dense.model_copy(update={"samples_ms": samples})})
+    ).caption
+    drawn_before = int((re.search(r" (\d+) slower", before) or [0, 0])[1])
+    assert int(re.search(r" (\d+) slower inferences", after)[1]) == drawn_before + 2
+
+
 def test_write(tmp_path):
     path = write_report(tmp_path / "out", make_inputs())
     assert path == tmp_path / "out" / REPORT_NAME
