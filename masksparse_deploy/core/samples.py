@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.config import DataOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.factory import is_factory, load_factory
 from masksparse_deploy.core.masks import fingerprint
 from masksparse_deploy.core.optional import require
 
-__all__ = ["Samples", "read_samples"]
+__all__ = ["Samples", "read_samples", "read_split"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,13 @@ class Samples:
     def first(self, count: int | None) -> "Samples":
         """The first `count` samples; all for None."""
         return self if count is None or count >= len(self) else Samples(self.images[:count], self.labels[:count])
+
+
+def read_split(data: DataOptions, split: Literal["train", "test"], folder: Path) -> Samples:
+    """The training or test set that `data` describes, cut to its limit; see `read_samples` for the errors."""
+    source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
+    samples = read_samples(source, folder=folder, mean=data.mean, std=data.std, image_size=data.image_size)
+    return samples.first(limit)
 
 
 def read_samples(

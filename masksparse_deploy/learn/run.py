@@ -13,7 +13,7 @@ from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
-from masksparse_deploy.core.samples import Samples, read_samples
+from masksparse_deploy.core.samples import Samples, read_split
 from masksparse_deploy.learn.batch_norm import batch_norms
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, survey_layers
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
@@ -59,7 +59,7 @@ def learn(
     make_folder(out)
     pattern = NMPattern.parse(mask_options.pattern)
     model = load_model(model_options, folder)
-    train, test = _read(data_options, "train", folder), _read(data_options, "test", folder)
+    train, test = read_split(data_options, "train", folder), read_split(data_options, "test", folder)
     probe = probe_model(model, train.images.shape[1:])
     _check_data(model, probe, train, test, mask_options)
     survey = survey_layers(model, probe, pattern=pattern, include=mask_options.include, exclude=mask_options.exclude)
@@ -107,12 +107,6 @@ def learn(
     report.write(out / REPORT)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return report
-
-
-def _read(options: DataOptions, split: str, folder: Path) -> Samples:
-    source, limit = (options.train, options.train_limit) if split == "train" else (options.test, options.test_limit)
-    samples = read_samples(source, folder=folder, mean=options.mean, std=options.std, image_size=options.image_size)
-    return samples.first(limit)
 
 
 def _check_data(model: nn.Module, probe: Probe, train: Samples, test: Samples, options: MaskOptions) -> None:

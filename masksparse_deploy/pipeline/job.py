@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from masksparse_deploy.core.config import DataOptions, DeployConfig
+from masksparse_deploy.core.config import DeployConfig
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.factory import is_factory, source_file
 from masksparse_deploy.core.files import sha256_bytes, sha256_file
-from masksparse_deploy.core.samples import Samples, read_samples
+from masksparse_deploy.core.samples import Samples, read_split
 
-__all__ = ["Job", "read_split", "source_digest"]
+__all__ = ["Job", "source_digest"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,13 +45,6 @@ class Job:
     def digest(self, name: str) -> str:
         """The digest of an output file."""
         return sha256_file(self.out / name)
-
-
-def read_split(data: DataOptions, split: str, folder: Path) -> Samples:
-    """The "train" or "test" samples that `data` describes, cut to its limit."""
-    source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
-    samples = read_samples(source, folder=folder, mean=data.mean, std=data.std, image_size=data.image_size)
-    return samples.first(limit)
 
 
 def source_digest(source: str, folder: Path) -> str:
