@@ -50,8 +50,8 @@ class Job:
 def source_digest(source: str, folder: Path) -> str:
     """A digest that changes when a data set or factory changes.
 
-    A file and a folder stand for their content, "module:callable" for the source file of the module: what a factory
-    reads from elsewhere is not seen.
+    A file and a folder stand for their content, "module:callable" for the source file of the module and the Python files
+    beside it: what a factory reads from elsewhere is not seen.
     """
     path = folder / source
     if path.is_file():
@@ -63,10 +63,10 @@ def source_digest(source: str, folder: Path) -> str:
     file = source_file(source, folder)
     if file is None:
         raise UsageError(f"{source}: no module {source.partition(':')[0]!r} in {folder} or on the Python path")
-    return sha256_file(file)
+    return sha256_bytes("\n".join([file.name, *_listing(file.parent, "*.py")]).encode())
 
 
-def _listing(folder: Path) -> Iterator[str]:
-    for file in sorted(folder.rglob("*")):
+def _listing(folder: Path, pattern: str = "**/*") -> Iterator[str]:
+    for file in sorted(folder.glob(pattern)):
         if file.is_file():
             yield f"{file.relative_to(folder).as_posix()} {sha256_file(file)}"
