@@ -28,11 +28,15 @@ def load_factory(text: str, folder: Path) -> Callable[..., Any]:
     if not is_factory(text):
         raise UsageError(f"{text!r} is not of the form module:callable, for example model:digits_net")
     module_name, _, name = text.partition(":")
-    beside = folder / (module_name.replace(".", "/") + ".py")
+    beside = _file_beside(module_name, folder)
     try:
-        module = _load_beside(beside) if beside.is_file() else importlib.import_module(module_name)
+        if beside is not None and str(folder.resolve()) not in sys.path:
+            # As for a script: what lies beside it can be imported, also later, inside its functions.
+            sys.path.insert(0, str(folder.resolve()))
+        is_file = beside is not None and beside.parent == folder
+        module = _load_file(beside) if beside and is_file else importlib.import_module(module_name)
     except Exception as error:  # the user's module may raise anything
-        where = f"{beside} or on the Python path" if not beside.is_file() else str(beside)
+        where = str(beside or f"{folder} or on the Python path")
         raise UsageError(f"{text}: the module could not be imported from {where} ({type(error).__name__}: {error})") from error
     factory = getattr(module, name, None)
     if not callable(factory):
@@ -44,8 +48,8 @@ def load_factory(text: str, folder: Path) -> Callable[..., Any]:
 def source_file(text: str, folder: Path) -> Path | None:
     """The file that defines the module of "module:callable", where it can be told without importing it."""
     module_name = text.partition(":")[0]
-    beside = folder / (module_name.replace(".", "/") + ".py")
-    if beside.is_file():
+    beside = _file_beside(module_name, folder)
+    if beside is not None:
         return beside
     try:
         spec = importlib.util.find_spec(module_name)
@@ -54,8 +58,14 @@ def source_file(text: str, folder: Path) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and Path(spec.origin).is_file() else None
 
 
-def _load_beside(path: Path) -> Any:
-    """Import `path` under a name of its own, so that two folders may both have a model.py; its siblings are importable."""
+def _file_beside(module_name: str, folder: Path) -> Path | None:
+    """The file of a module or package that lies in `folder`."""
+    base = folder.joinpath(*module_name.split("."))
+    return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+
+
+def _load_file(path: Path) -> Any:
+    """Import `path` under a name of its own, so that two folders may both have a model.py."""
     key = f"_masksparse_user_{sha256_bytes(str(path.resolve()).encode())}"
     if key in sys.modules:
         return sys.modules[key]
@@ -63,12 +73,9 @@ def _load_beside(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module
-    sys.path.insert(0, str(path.parent.resolve()))
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[key]
         raise
-    finally:
-        sys.path.remove(str(path.parent.resolve()))
     return module

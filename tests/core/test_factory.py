@@ -1,9 +1,16 @@
+import sys
 from pathlib import Path
 
 import pytest
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.factory import is_factory, load_factory, source_file
+
+
+@pytest.fixture(autouse=True)
+def restored_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes importable is forgotten after it."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 def write(path: Path, text: str) -> None:
@@ -25,6 +32,21 @@ def test_siblings_can_be_imported(tmp_path: Path) -> None:
     write(tmp_path / "masksparse_test_sibling.py", "sibling")
     (tmp_path / "model.py").write_text("from masksparse_test_sibling import make\n")
     assert load_factory("model:make", tmp_path)() == "sibling"
+
+
+def test_siblings_can_be_imported_inside_a_function(tmp_path: Path) -> None:
+    write(tmp_path / "masksparse_test_later.py", "later")
+    (tmp_path / "model.py").write_text("def make():\n    import masksparse_test_later as m\n    return m.make()\n")
+    assert load_factory("model:make", tmp_path)() == "later"
+
+
+def test_a_package_may_use_relative_imports(tmp_path: Path) -> None:
+    write(tmp_path / "masksparse_test_nets" / "blocks.py", "block")
+    (tmp_path / "masksparse_test_nets" / "__init__.py").write_text("from .blocks import make\n")
+    (tmp_path / "masksparse_test_nets" / "net.py").write_text("from .blocks import make\n")
+    for factory, file in (("masksparse_test_nets:make", "__init__.py"), ("masksparse_test_nets.net:make", "net.py")):
+        assert load_factory(factory, tmp_path)() == "block"
+        assert source_file(factory, tmp_path) == tmp_path / "masksparse_test_nets" / file
 
 
 def test_a_module_that_failed_is_imported_again(tmp_path: Path) -> None:
