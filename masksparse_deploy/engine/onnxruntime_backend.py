@@ -177,6 +177,9 @@ def _settings(runtime: Any, level: Any, *, threads: int) -> Any:
     settings.intra_op_num_threads = threads
     settings.inter_op_num_threads = 1
     settings.log_severity_level = _LOG_FATAL_ONLY  # what goes wrong is raised as an exception
+    # Idle threads of one session would go on spinning and take the cores of the next: timed in turn on two cores, a network
+    # of 1.3 ms took 2.4 ms in the median and 6.5 ms in one of ten inferences.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings
 
 

@@ -90,6 +90,7 @@ def profile_pair(
         conditions.check_round_count(profile_options.rounds, profile_options.confidence),
         conditions.check_clock(step_ms, min(dense.median_ms, sparse.median_ms)),
         conditions.check_control(control),
+        conditions.check_same_arithmetic(speedup) if _same_arithmetic(dense_engine, sparse_engine) else None,
         conditions.check_drift(times["dense"]),
         conditions.check_independence(blocks),
     )
@@ -119,6 +120,12 @@ def profile_pair(
         ),
         invalid_because=tuple(problem for problem in problems if problem is not None),
     )
+
+
+def _same_arithmetic(dense: EngineArtifact, sparse: EngineArtifact) -> bool:
+    """Whether both engines have the same layers and are known to run no sparse kernel."""
+    dense_layers, sparse_layers = ([layer.name for layer in engine.layers] for engine in (dense, sparse))
+    return dense_layers == sparse_layers and all(layer.is_sparse is False for layer in sparse.layers)
 
 
 def _check_twins(dense: EngineArtifact, sparse: EngineArtifact) -> None:

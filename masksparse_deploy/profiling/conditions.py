@@ -18,12 +18,14 @@ __all__ = [
     "check_drift",
     "check_independence",
     "check_round_count",
+    "check_same_arithmetic",
     "machine_details",
 ]
 
 Array = npt.NDArray[np.float64]
 
 CONTROL_LIMIT = 0.02
+CONTROL_WIDTH_LIMIT = 0.15
 DRIFT_LIMIT = 0.20
 CLOCK_LIMIT = 0.01
 _GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
@@ -40,14 +42,42 @@ def check_round_count(count: int, confidence: float) -> str | None:
     )
 
 
-def check_control(control: Speedup, limit: float = CONTROL_LIMIT) -> str | None:
-    """The dense engine timed against itself: an interval that stays clear of 1 shows a bias of the measurement."""
+def check_control(control: Speedup, limit: float = CONTROL_LIMIT, width_limit: float = CONTROL_WIDTH_LIMIT) -> str | None:
+    """The dense engine timed against itself: an interval clear of 1 shows a bias, a wide one that nothing can be told apart.
+
+    Args:
+        control: the dense engine's speedup against itself.
+        limit: how far the interval may stay clear of 1.
+        width_limit: largest accepted high / low - 1.
+    """
     low, high = control.interval.low, control.interval.high
+    told = f"the dense engine against itself gave {control.ratio:.3f}x, interval [{low:.3f}, {high:.3f}]"
+    if low > 1 + limit or high < 1 - limit:
+        return (
+            f"{told}, which excludes 1 by more than {100 * limit:g} %: something other than the engines decides the times; "
+            "free the machine and run again"
+        )
+    if high > (1 + width_limit) * low:
+        return (
+            f"{told}, wider than {100 * width_limit:g} %: this run cannot tell engines apart; free the machine, or raise the "
+            "number of rounds"
+        )
+    return None
+
+
+def check_same_arithmetic(speedup: Speedup, limit: float = CONTROL_LIMIT) -> str | None:
+    """Two engines that do the same arithmetic with the same kernels differ in time only if the measurement is biased.
+
+    Args:
+        speedup: of the sparse engine, where no layer of it runs a sparse kernel.
+        limit: how far the interval may stay clear of 1.
+    """
+    low, high = speedup.interval.low, speedup.interval.high
     if low <= 1 + limit and high >= 1 - limit:
         return None
     return (
-        f"the dense engine against itself gave {control.ratio:.3f}x, interval [{low:.3f}, {high:.3f}], which excludes 1 by "
-        f"more than {100 * limit:g} %: something other than the engines decides the times; free the machine and run again"
+        f"both engines do the same arithmetic, as no layer runs a sparse kernel, and yet the ratio is {speedup.ratio:.3f}x, "
+        f"interval [{low:.3f}, {high:.3f}]: something other than the engines decides the times; free the machine and run again"
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts, EngineArtifact
+from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts, EngineArtifact, EngineLayer
 from masksparse_deploy.core.config import EngineOptions
 
 DEVICE = DeviceFacts(kind="cpu", name="a fake CPU", details={})
@@ -92,7 +92,7 @@ def write_engine(folder: Path, name: str, **changes: Any) -> Path:
         "options": {"batch": 4, "threads": 1},
         "versions": {"onnxruntime": "1.31.1"},
         "device": DEVICE,
-        "layers": (),
+        "layers": (EngineLayer(name="conv", onnx_nodes=("conv",), tactic="", is_sparse=False, reason=""),),
         "exposed": (),
         "sparse_kernels": f"kernels of {name}",
     }

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.engines import EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.config import EngineOptions, ProfileOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -29,12 +29,14 @@ def profile(
     *,
     step_s: float = 0.0,
     images: npt.NDArray[np.float32] = IMAGES,
+    has_sparse_kernels: bool = True,
     **options: Any,
 ) -> tuple[ProfileReport, FakeBackend]:
     clock = FakeClock(step_s)
     backend = FakeBackend(clock, latency_s)
     monkeypatch.setattr(compare, "get_backend", lambda name: backend)
-    dense, sparse = write_engine(folder, "dense"), write_engine(folder, "sparse")
+    layer = EngineLayer(name="conv", onnx_nodes=("conv",), tactic="", is_sparse=has_sparse_kernels, reason="")
+    dense, sparse = write_engine(folder, "dense"), write_engine(folder, "sparse", layers=(layer,))
     report = profile_pair(dense, sparse, images, ENGINE, ProfileOptions(**options), clock=clock)
     return report, backend
 
@@ -61,6 +63,15 @@ def test_a_known_ratio_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert report.conditions.batch == 4
     assert {session.batches[0] for session in backend.sessions.values()} == {(4, 3, 4, 4)}
     assert backend.threads == {3}
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(1.0, 0), (1.5, 1)])
+def test_a_speedup_without_sparse_kernels_is_invalid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ratio: float, count: int
+) -> None:
+    report, _ = profile(tmp_path, monkeypatch, noisy(ratio), has_sparse_kernels=False)
+    assert len(report.invalid_because) == count
+    assert all("both engines do the same arithmetic" in reason for reason in report.invalid_because)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

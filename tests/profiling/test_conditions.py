@@ -9,6 +9,7 @@ from masksparse_deploy.profiling.conditions import (
     check_drift,
     check_independence,
     check_round_count,
+    check_same_arithmetic,
     machine_details,
 )
 
@@ -17,7 +18,7 @@ def control(low: float, high: float) -> Speedup:
     return Speedup(ratio=(low + high) / 2, interval=Interval(low=low, high=high, confidence=0.95))
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.95, 1.05), (1.01, 1.05), (1.02, 1.05), (0.9, 0.98)])
+@pytest.mark.parametrize(("low", "high"), [(0.95, 1.05), (1.01, 1.05), (1.02, 1.05), (0.9, 0.98), (0.93, 1.06)])
 def test_a_control_near_one_is_accepted(low: float, high: float) -> None:
     assert check_control(control(low, high)) is None
 
@@ -27,6 +28,21 @@ def test_a_biased_control_is_reported_with_its_figures(low: float, high: float) 
     message = check_control(control(low, high))
     assert message is not None
     assert f"[{low:.3f}, {high:.3f}]" in message
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.986, 1.235), (0.9, 1.04)])
+def test_a_control_too_wide_to_tell_anything_is_reported(low: float, high: float) -> None:
+    message = check_control(control(low, high))
+    assert message is not None
+    assert "cannot tell engines apart" in message
+
+
+def test_engines_that_do_the_same_must_take_the_same_time() -> None:
+    assert check_same_arithmetic(control(0.98, 1.03)) is None
+    message = check_same_arithmetic(control(1.46, 2.72))
+    assert message is not None
+    assert "no layer runs a sparse kernel" in message
+    assert "[1.460, 2.720]" in message
 
 
 def test_drift_between_the_halves() -> None:
