@@ -70,14 +70,9 @@ def bake_lines(report: BakeReport) -> list[str]:
     return [head + (f", {len(broken)} do not" if broken else ", none lost")]
 
 
-def engine_lines(artifact: EngineArtifact, choice: str = "") -> list[str]:
-    """The backend, why it was chosen, and whether sparse kernels are in use."""
-    versions = ", ".join(f"{name} {version}" for name, version in sorted(artifact.versions.items()))
-    lines = [f"{artifact.backend} on {escape(artifact.device.name)}   ({versions})"]
-    if choice:
-        lines.append(escape(choice))
-    lines.append(escape(artifact.sparse_kernels))
-    return lines
+def engine_lines(artifact: EngineArtifact, choice: str) -> list[str]:
+    """The backend and why it was chosen, the device, and whether sparse kernels are in use."""
+    return [f"{escape(choice)}   ({escape(artifact.device.name)})", escape(artifact.sparse_kernels)]
 
 
 def profile_lines(report: ProfileReport) -> list[str]:
@@ -88,7 +83,6 @@ def profile_lines(report: ProfileReport) -> list[str]:
         f"speedup {speedup.ratio:.2f}x {_interval(speedup.interval, 1.0, '.2f')}   batch {report.conditions.batch}",
         f"p90 {dense.p90_ms:.3f} / {sparse.p90_ms:.3f} ms   p99 {dense.p99_ms:.3f} / {sparse.p99_ms:.3f} ms   "
         f"{dense.throughput_per_s:,.0f} / {sparse.throughput_per_s:,.0f} samples/s",
-        escape(report.sparse_kernels),
     ]
     return lines + [f"[yellow]invalid:[/] {escape(reason)}" for reason in report.invalid_because]
 
@@ -97,13 +91,13 @@ def certify_lines(certificate: Certificate) -> list[str]:
     """How many layers have a bound, and what the end-to-end claims are worth."""
     lines = [f"{len(certificate.layers)} layer bounds"]
     for claim in certificate.claims:
-        tightness = f", {_times(claim.tightness)} measured" if claim.tightness is not None else ""
-        bound = f"{claim.bound:.3g}{tightness}" if claim.bound is not None else "no bound"
-        colour = {"useful": "green", "vacuous": "yellow", "inconclusive": "yellow"}[claim.status]
-        certified = ""
+        words = [f"{claim.bound:.3g} {claim.unit}" if claim.bound is not None else "no bound"]
+        if claim.tightness is not None:
+            words.append(f"{_times(claim.tightness)} measured")
         if claim.certified_count is not None and claim.sample_count is not None:
-            certified = f"   certifies {claim.certified_count} of {claim.sample_count} samples"
-        lines.append(f"{escape(claim.name)}: [{colour}]{claim.status}[/] ({bound}){certified}")
+            words.append(f"certifies {claim.certified_count} of {claim.sample_count} samples")
+        colour = "green" if claim.status == "useful" else "yellow"
+        lines.append(f"{escape(claim.name)}: [{colour}]{claim.status}[/]   {', '.join(words)}")
     return lines
 
 
