@@ -63,3 +63,8 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
     missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
     assert missing == []
+
+
+def test_the_configuration_in_the_readme_is_the_samples() -> None:
+    sample = (REPOSITORY / "samples" / "digits" / "deploy.yaml").read_text(encoding="utf-8")
+    assert f"```yaml\n{sample}```" in (REPOSITORY / "README.md").read_text(encoding="utf-8")
