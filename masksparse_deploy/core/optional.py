@@ -15,8 +15,6 @@ EXTRAS = {
     "onnx_ir": "learn",
     "onnxscript": "learn",
     "plotly": "report",
-    "polygraphy": "tensorrt",
-    "pynvml": "gpu",
     "tensorrt": "tensorrt",
     "torch": "learn",
 }

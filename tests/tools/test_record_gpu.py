@@ -10,7 +10,7 @@ from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeTensorRT
 from tests.models.make_onnx import residual_pair
-from tools import gpu_session
+from tools import record_gpu
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def arguments(tmp_path: Path) -> list[str]:
 
 
 def set_driver(monkeypatch: pytest.MonkeyPatch, answer: DriverAnswer) -> None:
-    for module in (gpu_session, select):
+    for module in (record_gpu, select):
         monkeypatch.setattr(module, "TensorRTBackend", lambda: TensorRTBackend(ask_driver=lambda: answer))
 
 
@@ -43,13 +43,13 @@ def test_without_a_gpu_it_exits_with_3_and_writes_nothing(
     tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_driver(monkeypatch, DriverAnswer(None, "no NVIDIA driver found"))
-    assert gpu_session.main(arguments) == 3
+    assert record_gpu.main(arguments) == 3
     assert "no NVIDIA driver found" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dense.onnx", "sparse.onnx"]
 
 
 def test_everything_is_recorded(tmp_path: Path, arguments: list[str], trt: FakeTensorRT) -> None:
-    assert gpu_session.main(arguments) == 0
+    assert record_gpu.main(arguments) == 0
     assert (tmp_path / "golden" / "inspector-10.16.1-sparse.json").read_text() == INSPECTED
     record = json.loads((tmp_path / "measurements" / "tensorrt-10.16.1-Fake-GPU.json").read_text())
     assert record["failures"] == {}
@@ -62,9 +62,9 @@ def test_everything_is_recorded(tmp_path: Path, arguments: list[str], trt: FakeT
 
 
 def test_failures_are_recorded_and_the_rest_still_runs(tmp_path: Path, arguments: list[str], trt: FakeTensorRT) -> None:
-    assert gpu_session.main(arguments) == 0
+    assert record_gpu.main(arguments) == 0
     trt.plan = None  # what the session before left in the folder is not mistaken for this one's
-    assert gpu_session.main(arguments) == 1
+    assert record_gpu.main(arguments) == 1
     record = json.loads((tmp_path / "measurements" / "tensorrt-10.16.1-Fake-GPU.json").read_text())
     assert set(record["failures"]) == {
         "build dense",

@@ -1,6 +1,6 @@
 """Everything to record on a machine with an NVIDIA GPU, as one command.
 
-    python tools/gpu_session.py --dense out/digits/dense.onnx --sparse out/digits/sparse.onnx
+    python tools/record_gpu.py --dense out/digits/dense.onnx --sparse out/digits/sparse.onnx
 
 says what works here, runs the tests that need a GPU, builds both engines with TensorRT, records what the engine inspector
 says to tests/golden/, times the pair, and writes docs/measurements/tensorrt-<version>-<GPU>.json and .md with device,
@@ -63,12 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backend = TensorRTBackend()
     status = backend.status()
     if not status.available or status.device is None:
-        print(f"gpu_session: {status.reason}", file=sys.stderr)
+        print(f"record_gpu: {status.reason}", file=sys.stderr)
         return MACHINE_LACKS_SOMETHING
     version = status.versions.get("tensorrt", "unknown")
     session = Session(
         {
-            "command": shlex.join(["python", "tools/gpu_session.py", *(sys.argv[1:] if arguments is None else arguments)]),
+            "command": shlex.join(["python", "tools/record_gpu.py", *(sys.argv[1:] if arguments is None else arguments)]),
             "python": sys.version.split()[0],
             "statuses": [entry.model_dump(mode="json") for entry in all_statuses()],
         }
