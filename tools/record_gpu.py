@@ -39,7 +39,7 @@ MACHINE_LACKS_SOMETHING = 3
 
 
 @dataclass
-class Session:
+class Recording:
     """What has been recorded so far; `steps` holds (name, outcome) in order, `failures` those that did not work."""
 
     record: dict[str, Any]
@@ -58,7 +58,7 @@ class Session:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the session; returns the exit code."""
+    """Run the recording; returns the exit code."""
     options = _parse(arguments)
     backend = TensorRTBackend()
     status = backend.status()
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"record_gpu: {status.reason}", file=sys.stderr)
         return MACHINE_LACKS_SOMETHING
     version = status.versions.get("tensorrt", "unknown")
-    session = Session(
+    recording = Recording(
         {
             "command": shlex.join(["python", "tools/record_gpu.py", *(sys.argv[1:] if arguments is None else arguments)]),
             "python": sys.version.split()[0],
@@ -74,20 +74,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
     )
     if not options.skip_tests:
-        session.attempt("tests that need a GPU", _run_tests)
+        recording.attempt("tests that need a GPU", _run_tests)
     engine_options = EngineOptions(backend="tensorrt", batch=options.batch)
     for name, path in zip(NAMES, (options.dense, options.sparse), strict=True):
-        session.attempt(f"build {name}", partial(_build, session, backend, path, name, engine_options, options.work))
+        recording.attempt(f"build {name}", partial(_build, recording, backend, path, name, engine_options, options.work))
         target = options.golden / f"inspector-{version}-{name}.json"
-        session.attempt(f"record inspector {name}", partial(_record_inspector, session, options.work, name, target))
+        recording.attempt(f"record inspector {name}", partial(_record_inspector, recording, options.work, name, target))
     profile_options = ProfileOptions(rounds=options.rounds)
-    session.attempt("profile", partial(_profile, session, options.dense, options.work, engine_options, profile_options))
+    recording.attempt("profile", partial(_profile, recording, options.dense, options.work, engine_options, profile_options))
     stem = re.sub(r"[^A-Za-z0-9.]+", "-", f"tensorrt-{version}-{status.device.name}")
-    session.record |= {"steps": dict(session.steps), "failures": session.failures}
-    write_atomic(options.measurements / f"{stem}.json", canonical_json(session.record))
-    write_atomic(options.measurements / f"{stem}.md", _summary(session, status.device.name, version).encode())
+    recording.record |= {"steps": dict(recording.steps), "failures": recording.failures}
+    write_atomic(options.measurements / f"{stem}.json", canonical_json(recording.record))
+    write_atomic(options.measurements / f"{stem}.md", _summary(recording, status.device.name, version).encode())
     print(options.measurements / f"{stem}.md")
-    return 1 if session.failures else 0
+    return 1 if recording.failures else 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -115,33 +115,33 @@ def _run_tests() -> str:
     return last_line
 
 
-def _build(session: Session, backend: TensorRTBackend, path: Path, name: str, options: EngineOptions, folder: Path) -> str:
+def _build(recording: Recording, backend: TensorRTBackend, path: Path, name: str, options: EngineOptions, folder: Path) -> str:
     artifact = backend.build(path, folder, options, name=name)
-    session.record[name] = artifact.model_dump(mode="json")
+    recording.record[name] = artifact.model_dump(mode="json")
     return f"{artifact.precision}, {artifact.sparse_kernels}"
 
 
-def _record_inspector(session: Session, folder: Path, name: str, target: Path) -> str:
-    _require_built(session, name)
+def _record_inspector(recording: Recording, folder: Path, name: str, target: Path) -> str:
+    _require_built(recording, name)
     write_atomic(target, (folder / f"{name}.inspector.json").read_bytes())
     return target.name
 
 
-def _profile(session: Session, onnx_path: Path, folder: Path, engine: EngineOptions, options: ProfileOptions) -> str:
-    _require_built(session, *NAMES)
+def _profile(recording: Recording, onnx_path: Path, folder: Path, engine: EngineOptions, options: ProfileOptions) -> str:
+    _require_built(recording, *NAMES)
     shape = read_source(onnx_path).input_shape
     images = np.random.default_rng(0).standard_normal((engine.batch, *(length or 1 for length in shape[1:])), dtype=np.float32)
     dense, sparse = (metadata_path(folder, name) for name in NAMES)
     report = profile_pair(dense, sparse, images, engine, options)
-    session.record["profile"] = report.model_dump(mode="json")
+    recording.record["profile"] = report.model_dump(mode="json")
     return _speedup_text(report)
 
 
-def _require_built(session: Session, *names: str) -> None:
-    """Engines of an earlier session may lie in the same folder; they are not to be mistaken for this one's."""
-    missing = [name for name in names if name not in session.record]
+def _require_built(recording: Recording, *names: str) -> None:
+    """Engines of an earlier recording may lie in the same folder; they are not to be mistaken for this one's."""
+    missing = [name for name in names if name not in recording.record]
     if missing:
-        raise MachineError(f"not built in this session: {', '.join(missing)}")
+        raise MachineError(f"not built in this recording: {', '.join(missing)}")
 
 
 def _speedup_text(report: ProfileReport) -> str:
@@ -153,16 +153,16 @@ def _speedup_text(report: ProfileReport) -> str:
     return text + (f"; INVALID: {'; '.join(report.invalid_because)}" if report.invalid_because else "")
 
 
-def _summary(session: Session, device: str, version: str) -> str:
-    rows = "\n".join(f"| {name} | {outcome.replace('|', '/')} |" for name, outcome in session.steps)
-    versions = {key: value for status in session.record["statuses"] for key, value in status["versions"].items()}
+def _summary(recording: Recording, device: str, version: str) -> str:
+    rows = "\n".join(f"| {name} | {outcome.replace('|', '/')} |" for name, outcome in recording.steps)
+    versions = {key: value for status in recording.record["statuses"] for key, value in status["versions"].items()}
     return (
         f"# TensorRT {version} on {device}\n\n"
-        f"Command: `{session.record['command']}`\n\n"
+        f"Command: `{recording.record['command']}`\n\n"
         f"Versions: {', '.join(f'{key} {value}' for key, value in sorted(versions.items()))}, "
-        f"Python {session.record['python']}\n\n"
+        f"Python {recording.record['python']}\n\n"
         f"| step | outcome |\n|---|---|\n{rows}\n\n"
-        f"Steps that failed: {len(session.failures)}.\n"
+        f"Steps that failed: {len(recording.failures)}.\n"
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx.checker
 
+from masksparse_deploy.bake.lower_opset import EXPORTED_OPSET, LOWERED_OPSET, lower_opset
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.optional import require
 
@@ -46,6 +47,7 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
     # Two images: with one the exporter would take the batch size for a constant.
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     example = torch.zeros((2, *example_shape), dtype=torch.float32, device=device)
+    exported_opset = EXPORTED_OPSET if opset == LOWERED_OPSET else opset
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -55,7 +57,7 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
                 (example,),
                 input_names=[INPUT_NAME],
                 output_names=[OUTPUT_NAME],
-                opset_version=opset,
+                opset_version=exported_opset,
                 dynamo=True,
                 dynamic_shapes=({0: BATCH_NAME},),
                 external_data=False,
@@ -70,8 +72,10 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
         for module, training in modes.items():
             module.training = training
     proto: onnx.ModelProto = program.model_proto
-    _require_expected(proto, opset)
+    _require_expected(proto, exported_opset)
     _strip(proto)
+    if opset == LOWERED_OPSET:
+        lower_opset(proto)
     onnx.checker.check_model(proto)
     data: bytes = proto.SerializeToString(deterministic=True)
     return data

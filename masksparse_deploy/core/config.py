@@ -82,7 +82,7 @@ class BakeOptions(Options):
     """The ONNX file."""
 
     precision: Literal["fp32"] = _option("fp32", "precision of the weights in the file")
-    opset: Literal[18, 19, 20, 21, 22, 23] = _option(20, "ONNX operator set")
+    opset: Literal[17, 18, 19, 20, 21, 22, 23] = _option(20, "ONNX operator set; TensorRT 8.6 reads 17 at most")
 
 
 class EngineOptions(Options):

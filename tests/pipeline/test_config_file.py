@@ -52,7 +52,7 @@ CASES = [
     ("engine.batch", True, "engine.batch: input should be a valid integer, not True"),
     ("mask.method", "magic", "mask.method: input should be 'magnitude' or 'scores', not 'magic'"),
     ("mask.pattern", 124, 'mask.pattern: write the pattern in quotes, as "2:4"'),
-    ("bake.opset", 13, "bake.opset: input should be 18, 19, 20, 21, 22 or 23, not 13"),
+    ("bake.opset", 13, "bake.opset: input should be 17, 18, 19, 20, 21, 22 or 23, not 13"),
     ("gates.flip_rate", float("nan"), "gates.flip_rate: input should be a finite number"),
     ("model.weights", None, "model.weights: missing (state dict of the trained model"),
     ("out", None, "out: missing"),
