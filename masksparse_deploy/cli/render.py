@@ -66,7 +66,8 @@ def bake_lines(report: BakeReport) -> list[str]:
     """The files and whether every layer conforms."""
     broken = [layer for layer in report.layers if layer.violation_count]
     conforming = len(report.layers) - len(broken)
-    head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {conforming} layers conform"
+    layers = "1 layer conforms" if conforming == 1 else f"{conforming} layers conform"
+    head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {layers}"
     return [head + (f", {len(broken)} do not" if broken else ", none lost")]
 
 

@@ -280,6 +280,7 @@ def _batch_normalization(node: Node, inputs: Inputs) -> Array:
 
 _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
     "Add": lambda node, inputs: _first(inputs) + _present(inputs, 1),
+    "Mul": lambda node, inputs: _first(inputs) * _present(inputs, 1),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Clip": _clip,

@@ -97,8 +97,9 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
                 f"checkpoint {path} holds pickled Python objects, which could run code and are not loaded; save the "
                 "weights alone: torch.save(model.state_dict(), path), or safetensors.torch.save_file"
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"checkpoint {path} is damaged or not written by torch.save ({reason}); copy it again") from error
+        # torch's own message advises to load the file in the way that runs what is in it, so only its kind is repeated
+        kind = type(error).__name__
+        raise ArtifactError(f"checkpoint {path} is damaged or not written by torch.save ({kind}); copy it again") from error
     return _unwrapped(content, path)
 
 

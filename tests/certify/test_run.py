@@ -136,9 +136,12 @@ def test_files_that_are_equal(tmp_path: Path) -> None:
     assert found[claims.SAMPLES].certified_count == 12
 
 
-def small_network(op: str, **attributes: object) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+def small_network(*operators: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A convolution, the operators in a row, the last a product with the convolution if it is one, and a convolution."""
     build = Builder(0)
-    x = build.node(op, build.conv("x", 4, 4), **attributes)
+    first = x = build.conv("x", 4, 4)
+    for op in operators:
+        x = build.node(op, x, first) if op == "Mul" else build.node(op, x)
     x = build.node("Flatten", build.node("GlobalAveragePool", build.conv(x, 4, 4)))
     dense = build.model(x, ("batch", 4))
     sparse = onnx.ModelProto()
@@ -162,6 +165,15 @@ def test_an_operator_that_is_not_covered_is_named_and_only_the_layers_are_claime
         assert found[name].status == "inconclusive"
         assert found[name].bound is None
         assert "has no rule for Softplus" in found[name].detail
+
+
+def test_a_product_is_measured_but_has_no_rule(tmp_path: Path) -> None:
+    certificate = certify(*write_pair(tmp_path, small_network("Sigmoid", "Mul")), make_samples(shape=(4, 7, 7)), OPTIONS)
+    found = by_name(certificate)
+    assert found[claims.LAYERWISE].measured is not None
+    for name in (claims.DATA_FREE, claims.SAMPLES):
+        assert found[name].bound is None
+        assert "has no rule for Mul" in found[name].detail
 
 
 def test_an_output_that_is_not_logits_is_inconclusive(tmp_path: Path) -> None:

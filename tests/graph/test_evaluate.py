@@ -81,6 +81,8 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Array]]] = {
     "hard sigmoid": (node("HardSigmoid", alpha=0.3, beta=0.4), {}),
     "add": (node("Add", "x", "x"), {}),
     "add constant": (node("Add", "c", "x"), {"c": random_floats(4, 1, 1)}),
+    "multiply": (node("Mul", "x", "x"), {}),
+    "multiply by a constant": (node("Mul", "c", "x"), {"c": random_floats(4, 1, 1)}),
     "concat": (node("Concat", "x", "x", axis=1), {}),
     "max pool": (node("MaxPool", kernel_shape=[3, 2], strides=[2, 1], pads=[1, 0, 1, 1]), {}),
     "average pool": (node("AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1]), {}),
