@@ -32,10 +32,14 @@ def sha256_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in lower-case hexadecimal; reads it in pieces."""
+def sha256_file(path: Path, what: str = "file") -> str:
+    """The SHA-256 of a file's content, in lower-case hexadecimal; reads it in pieces.
+
+    Raises:
+        UsageError: there is no such file; the message calls it `what`.
+    """
     digest = hashlib.sha256()
-    with require_file(path, "file").open("rb") as stream:
+    with require_file(path, what).open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()

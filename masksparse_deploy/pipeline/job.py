@@ -40,7 +40,8 @@ class Job:
     def model_digests(self) -> dict[str, str]:
         """Digests of the checkpoint and of the file that defines the model."""
         model = self.config.model
-        return {"weights": sha256_file(self.folder / model.weights), "factory": source_digest(model.factory, self.folder)}
+        weights = sha256_file(self.folder / model.weights, "checkpoint")
+        return {"weights": weights, "factory": source_digest(model.factory, self.folder)}
 
     def digest(self, name: str) -> str:
         """The digest of an output file."""

@@ -81,7 +81,7 @@ def pickled_code(folder: Path) -> None:
 
 
 DEPLOY: list[tuple[str, Spoil, int, str]] = [
-    ("missing checkpoint", lambda folder: (folder / "model.safetensors").unlink(), 2, "model.safetensors does not exist"),
+    ("missing checkpoint", lambda folder: (folder / "model.safetensors").unlink(), 2, "masksparse: checkpoint "),
     ("truncated checkpoint", cut("model.safetensors", 0.5), 4, "model.safetensors is damaged"),
     ("empty checkpoint", cut("model.safetensors", 0.0), 4, "model.safetensors is damaged"),
     ("checkpoint with code in it", pickled_code, 4, "model.pth"),
