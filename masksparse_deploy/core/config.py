@@ -43,6 +43,7 @@ class DataOptions(Options):
 
     train: str = _option(..., "training images: an .npz file, a folder of images, or module:callable")
     test: str = _option(..., "test images: an .npz file, a folder of images, or module:callable")
+    validation: str | None = _option(None, "images that choices in learning are decided on; default: the test images")
     mean: tuple[float, ...] | None = _option(None, "mean of each channel of 8-bit images, on the scale 0 to 1", strict=False)
     std: tuple[float, ...] | None = _option(None, "standard deviation of each channel of 8-bit images", strict=False)
     image_size: int | None = _option(None, "height and width that images of a folder are brought to", gt=0)
@@ -54,18 +55,29 @@ class MaskOptions(Options):
     """How masks are chosen."""
 
     pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels")
-    method: Literal["magnitude", "scores"] = _option("scores", "how masks are chosen; the weights stay frozen")
+    method: Literal["auto", "magnitude", "gumbel", "scores"] = _option(
+        "scores", "how masks are chosen, the weights stay frozen; auto: the first stage that passes the accuracy gate"
+    )
+    permute: bool = _option(False, "reorder channels first, so that more magnitude is kept; the dense function stays")
     batch_norm: bool = _option(True, "batch-norm statistics follow the masks: estimated anew, or updated while learning")
     include: tuple[str, ...] = _option(("*",), "globs of the layers to mask", strict=False)
     exclude: tuple[str, ...] = _option((), "globs of the layers to leave dense; wins over include", strict=False)
+    assignment: str | None = _option(None, "layers to mask, as 'masksparse select' wrote them: selection.json")
     epochs: int = _option(10, "passes over the training images of a learned method", gt=0)
     max_steps: int | None = _option(None, "end learning after so many steps, if that comes first", gt=0)
-    batch_size: int = _option(128, "training images in a step", gt=0)
+    batch_size: int = _option(128, "training images that a process handles at once", gt=0)
+    accumulate: int = _option(1, "batches whose gradients are summed for one step", gt=0)
     learning_rate: float = _option(0.02, "peak of the one-cycle schedule (AdamW)", gt=0)
     distillation: float = _option(0.5, "weight of the dense model's soft labels in the loss; 1 needs no labels", ge=0, le=1)
     temperature: float = _option(2.0, "softmax temperature of the distillation", gt=0)
     augment: Literal["none", "shift", "shift-mirror"] = _option("none", "random shifts by up to an eighth, and mirroring")
-    autocast: Literal["none", "bfloat16"] = _option("none", "reduced precision while learning")
+    autocast: Literal["none", "bfloat16", "float16"] = _option("none", "reduced precision while learning")
+    device: Literal["auto", "cpu", "cuda"] = _option("auto", "where learning runs; auto: a GPU where there is one")
+    checkpoint_steps: int = _option(1000, "save the state of learning after so many steps, and after every epoch", gt=0)
+    tensorboard: bool = _option(False, "write the course of learning for TensorBoard, into the folder tensorboard")
+    recalibrate: bool | None = _option(
+        None, "estimate batch-norm statistics again after learning, kept if validation improves; default: with gumbel"
+    )
     calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
     seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)
 

@@ -20,11 +20,12 @@ from masksparse_deploy.core.files import canonical_json, require_file, sha256_by
 from masksparse_deploy.core.groups import groups_of
 from masksparse_deploy.core.patterns import NMPattern
 
-__all__ = ["LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
+__all__ = ["AxisPermutation", "LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _KEEP = "keep/"
 _STATISTICS = "statistics/"
+_ORDER = "order/"
 
 
 def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -78,6 +79,31 @@ class LayerMask:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class AxisPermutation:
+    """A new order of one axis of one parameter or buffer: permuted[i] = original[order[i]] along `axis`.
+
+    Attributes:
+        name: the tensor's name in the state dict.
+        axis: of the tensor.
+        order: int64 (length of the axis,), every index once.
+    """
+
+    name: str
+    axis: int
+    order: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        if self.order.dtype != np.int64 or not np.array_equal(np.sort(self.order), np.arange(self.order.size)):
+            raise ArtifactError(f"permutation of {self.name}, axis {self.axis}: not every index exactly once")
+        object.__setattr__(self, "order", _frozen(self.order))
+
+    @property
+    def key(self) -> str:
+        """Tells the permutations of a mask set apart: "axis/name"."""
+        return f"{self.axis}/{self.name}"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class MaskSet:
     """The masks of one model, and for which weights they were made.
 
@@ -87,6 +113,8 @@ class MaskSet:
         method: how the masks were chosen, as "magnitude" or "scores".
         skipped: layers left dense, with reasons.
         statistics: re-estimated batch-norm running statistics, buffer name -> float32 array; empty if untouched.
+        permutations: new channel orders, under which the network computes the same; masks and statistics are of the
+            permuted network. Empty if untouched.
     """
 
     layers: Mapping[str, LayerMask]
@@ -94,6 +122,7 @@ class MaskSet:
     method: str
     skipped: tuple[SkippedLayer, ...] = ()
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    permutations: tuple[AxisPermutation, ...] = ()
 
     def __post_init__(self) -> None:
         frozen = {name: _frozen(array) for name, array in self.statistics.items()}
@@ -106,6 +135,7 @@ class MaskSet:
         lines = [self.source_sha256, self.method]
         lines += [self.layers[name].digest for name in sorted(self.layers)]
         lines.append(fingerprint(self.statistics))
+        lines.append(fingerprint({permutation.key: permutation.order for permutation in self.permutations}))
         return sha256_bytes("\n".join(lines).encode())
 
     def to_bytes(self) -> bytes:
@@ -120,6 +150,7 @@ class MaskSet:
         }
         tensors: dict[str, npt.NDArray[Any]] = {_KEEP + name: mask.keep for name, mask in sorted(self.layers.items())}
         tensors.update({_STATISTICS + name: array for name, array in sorted(self.statistics.items())})
+        tensors.update({_ORDER + permutation.key: permutation.order for permutation in self.permutations})
         return save_safetensors(tensors, metadata={"masksparse": canonical_json(header).decode()})
 
     def write(self, path: Path) -> None:
@@ -158,12 +189,18 @@ def read_mask_set(path: Path) -> MaskSet:
         }
         skipped = tuple(SkippedLayer.model_validate(entry) for entry in header["skipped"])
         statistics = {key.removeprefix(_STATISTICS): value for key, value in tensors.items() if key.startswith(_STATISTICS)}
+        orders = {key.removeprefix(_ORDER): value for key, value in tensors.items() if key.startswith(_ORDER)}
+        permutations = tuple(
+            AxisPermutation(name=key.partition("/")[2], axis=int(key.partition("/")[0]), order=order)
+            for key, order in sorted(orders.items())
+        )
         masks = MaskSet(
             layers=layers,
             source_sha256=header["source_sha256"],
             method=header["method"],
             skipped=skipped,
             statistics=statistics,
+            permutations=permutations,
         )
     except (KeyError, TypeError, ValueError, MasksparseError) as error:
         raise ArtifactError(f"mask set {path} is damaged ({_first_line(error)}); {remedy}") from error

@@ -55,9 +55,15 @@ class Samples:
         return self if count is None or count >= len(self) else Samples(self.images[:count], self.labels[:count])
 
 
-def read_split(data: DataOptions, split: Literal["train", "test"], folder: Path) -> Samples:
-    """The training or test set that `data` describes, cut to its limit; see `read_samples` for the errors."""
-    source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
+def read_split(data: DataOptions, split: Literal["train", "validation", "test"], folder: Path) -> Samples:
+    """The images of one split that `data` describes, cut to its limit; see `read_samples` for the errors.
+
+    Without validation images of their own, the test images stand in for them.
+    """
+    if split == "validation" and data.validation is not None:
+        source, limit = data.validation, None
+    else:
+        source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
     samples = read_samples(source, folder=folder, mean=data.mean, std=data.std, image_size=data.image_size)
     return samples.first(limit)
 

@@ -47,6 +47,7 @@ def _learn_inputs(job: Job) -> dict[str, Any]:
         "data": _plain(data),
         "train": source_digest(data.train, job.folder),
         "test": source_digest(data.test, job.folder),
+        "validation": source_digest(data.validation, job.folder) if data.validation is not None else "",
         "mask": _plain(job.config.mask),
     }
 

@@ -1,10 +1,10 @@
 """The report of the learn stage."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
 
-__all__ = ["LearnReport", "MaskedLayer", "MethodAccuracy", "Share", "TrainingPoint"]
+__all__ = ["LearnReport", "MaskedLayer", "MethodAccuracy", "Share", "Stage", "TrainingPoint"]
 
 
 class MaskedLayer(Record):
@@ -33,6 +33,19 @@ class MethodAccuracy(Record):
     total: int
 
 
+class Stage(Record):
+    """One step of the recipe, measured on the images that decide: `correct` of `total`.
+
+    `kept` tells whether later steps build on it; `passed` whether it meets the accuracy gate.
+    """
+
+    name: str
+    correct: int
+    total: int
+    kept: bool
+    passed: bool
+
+
 class Share(Record):
     """How much of the network is masked, as counts of `masked` of `total`."""
 
@@ -52,10 +65,14 @@ class LearnReport(Document):
 
     `accuracies` starts with "dense", then the baselines, and ends with the method whose masks were kept.
     `weights_sha256_before` and `_after` are fingerprints of all parameters: equal, because weights stay frozen.
+    `decided_on` names the images that choices were made on; made on the test images, accuracies on these are optimistic.
+    `recipe` has the steps of method "auto" in their order, "dense" first; empty otherwise. `permutation_count` is the number of
+    tensor axes in a new order.
     `amdahl_limit` is the speedup of the whole network if every masked layer ran 1/density times as fast.
     """
 
     kind: ClassVar[str] = "learn report"
+    version: ClassVar[int] = 2
 
     method: str
     pattern: str
@@ -73,3 +90,6 @@ class LearnReport(Document):
     accuracies: tuple[MethodAccuracy, ...]
     history: tuple[TrainingPoint, ...]
     seed: int
+    decided_on: Literal["validation", "test"] = "test"
+    recipe: tuple[Stage, ...] = ()
+    permutation_count: int = 0
