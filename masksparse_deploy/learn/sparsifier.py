@@ -3,17 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
 from masksparse_deploy.core.artifacts.learning import TrainingPoint
-from masksparse_deploy.core.masks import LayerMask
+from masksparse_deploy.core.masks import AxisPermutation, LayerMask
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.eligibility import EligibleLayer
 
-__all__ = ["Outcome", "Sparsifier"]
+__all__ = ["Given", "Outcome", "Sparsifier"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -25,11 +26,13 @@ class Outcome:
         statistics: batch-norm running statistics that belong to the masks, buffer name -> float32 (channels,); empty if
             the network keeps its own.
         history: the mean training loss of each epoch; empty for methods that do not learn.
+        permutations: the channel orders that masks and statistics are for; empty if channels stay as they are.
     """
 
     masks: Mapping[str, LayerMask]
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     history: tuple[TrainingPoint, ...] = ()
+    permutations: tuple[AxisPermutation, ...] = ()
 
 
 class Sparsifier(ABC):
@@ -44,3 +47,19 @@ class Sparsifier(ABC):
             layers: the layers to mask.
             train: training images and labels.
         """
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Given(Sparsifier):
+    """Returns masks that are known already, for another sparsifier to go on from.
+
+    Attributes:
+        outcome: what to return.
+    """
+
+    outcome: Outcome
+
+    def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
+        """See `Sparsifier.sparsify`."""
+        return self.outcome

@@ -1,0 +1,51 @@
+"""Batch-norm re-estimation after any way to choose masks."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from torch import nn
+
+from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.batch_norm import reestimate
+from masksparse_deploy.learn.eligibility import EligibleLayer
+from masksparse_deploy.learn.evaluation import substitutes
+from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
+
+__all__ = ["Reestimated"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Reestimated(Sparsifier):
+    """Another sparsifier's masks, with batch-norm statistics estimated again on training images, without labels.
+
+    Attributes:
+        inner: chooses the masks, without permuting channels (that goes outside: `Permuted` of `Reestimated`).
+        calibration_count: how many training images, drawn at random.
+        batch_size: images in a batch.
+        seed: of the drawing.
+        progress: told after each batch.
+    """
+
+    inner: Sparsifier
+    calibration_count: int
+    batch_size: int
+    seed: int
+    progress: Progress = silent
+
+    def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
+        """See `Sparsifier.sparsify`."""
+        outcome = self.inner.sparsify(model, layers, train)
+        chosen = np.random.default_rng(self.seed).permutation(len(train))[: self.calibration_count]
+        statistics = reestimate(
+            model,
+            substitutes(model, outcome.masks, {}),
+            train.images[chosen],
+            batch_size=self.batch_size,
+            progress=self.progress,
+        )
+        return dataclasses.replace(outcome, statistics=statistics)
