@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
 
-__all__ = ["groups_of", "ungroup"]
+__all__ = ["count_kept", "groups_of", "members_of", "ungroup"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -21,11 +21,7 @@ def groups_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDArr
     Raises:
         UsageError: the axis does not exist or its length is not a multiple of `size`.
     """
-    if not 0 <= axis < array.ndim:
-        raise UsageError(f"group axis {axis} does not exist in an array of shape {array.shape}")
-    length = array.shape[axis]
-    if length == 0 or length % size != 0:
-        raise UsageError(f"axis {axis} of shape {array.shape} has {length} elements: not a multiple of {size}")
+    length = _checked_length(array, axis, size)
     moved = np.moveaxis(array, axis, -1)
     return moved.reshape(*moved.shape[:-1], length // size, size)
 
@@ -33,3 +29,39 @@ def groups_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDArr
 def ungroup(groups: npt.NDArray[Any], *, axis: int) -> npt.NDArray[Any]:
     """The inverse of `groups_of` for the same axis."""
     return np.moveaxis(groups.reshape(*groups.shape[:-2], -1), -1, axis)
+
+
+def members_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDArray[_Scalar]:
+    """View `array` by place within the group: element i holds the i-th member of every group.
+
+    For a kernel (out_channels, in_channels, kernel_h, kernel_w), axis 1 and size 4 the result has the shape
+    (4, out_channels, in_channels // 4, kernel_h, kernel_w). Unlike `groups_of` it leaves the rest of the memory order, so
+    that work on whole members is fast; writing to the view of a contiguous array writes to the array.
+
+    Raises:
+        UsageError: the axis does not exist or its length is not a multiple of `size`.
+    """
+    length = _checked_length(array, axis, size)
+    return np.moveaxis(array.reshape(*array.shape[:axis], length // size, size, *array.shape[axis + 1 :]), axis + 1, 0)
+
+
+def count_kept(keep: npt.NDArray[np.bool_], *, axis: int, size: int) -> npt.NDArray[np.uint8]:
+    """How many weights every group keeps, uint8, the shape of one member of `members_of`; size <= 255.
+
+    Raises:
+        UsageError: the axis does not exist or its length is not a multiple of `size`.
+    """
+    members = members_of(keep, axis=axis, size=size)
+    counts = np.zeros(members.shape[1:], dtype=np.uint8)
+    for member in members:
+        counts += member
+    return counts
+
+
+def _checked_length(array: npt.NDArray[Any], axis: int, size: int) -> int:
+    if not 0 <= axis < array.ndim:
+        raise UsageError(f"group axis {axis} does not exist in an array of shape {array.shape}")
+    length: int = array.shape[axis]
+    if length == 0 or length % size != 0:
+        raise UsageError(f"axis {axis} of shape {array.shape} has {length} elements: not a multiple of {size}")
+    return length

@@ -17,7 +17,7 @@ from safetensors.numpy import save as save_safetensors
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError
 from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes, write_atomic
-from masksparse_deploy.core.groups import groups_of
+from masksparse_deploy.core.groups import count_kept
 from masksparse_deploy.core.patterns import NMPattern
 
 __all__ = ["AxisPermutation", "LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
@@ -63,7 +63,7 @@ class LayerMask:
         if self.keep.dtype != np.bool_:
             raise ArtifactError(f"mask of {self.weight_name}: keep is {self.keep.dtype}, not bool")
         object.__setattr__(self, "keep", _frozen(self.keep))
-        kept = groups_of(self.keep, axis=self.group_axis, size=self.pattern.m).sum(-1)
+        kept = count_kept(self.keep, axis=self.group_axis, size=self.pattern.m)
         wrong = int((kept != self.pattern.n).sum())
         if wrong:
             raise ArtifactError(

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.groups import groups_of, ungroup
+from masksparse_deploy.core.groups import count_kept, members_of
 
 __all__ = ["NMPattern"]
 
@@ -58,6 +58,8 @@ class NMPattern:
     def keep_largest(self, scores: npt.NDArray[np.floating], *, group_axis: int) -> npt.NDArray[np.bool_]:
         """Keep the N largest scores of every group; among equal scores the one with the smaller index.
 
+        NaN counts as smaller than every number.
+
         Args:
             scores: any shape, `shape[group_axis] % m == 0`; usually |weight|.
             group_axis: the axis along which groups run (1, input channels, for a convolution kernel).
@@ -65,12 +67,22 @@ class NMPattern:
         Returns:
             keep, bool, the shape of `scores`, with exactly n True in every group.
         """
-        grouped = groups_of(scores, axis=group_axis, size=self.m)
-        order = np.argsort(-grouped, axis=-1, kind="stable")
-        keep = np.zeros(grouped.shape, dtype=np.bool_)
-        np.put_along_axis(keep, order[..., : self.n], True, axis=-1)
-        return np.ascontiguousarray(ungroup(keep, axis=group_axis))
+        members = np.ascontiguousarray(members_of(scores, axis=group_axis, size=self.m))
+        # NaN is neither above nor below anything: it comes after all numbers, as in a sort.
+        missing = np.isnan(members) if np.isnan(members).any() else None
+        ranks = np.zeros(members.shape, dtype=np.uint8)
+        # How many scores of the group come before each one; pair by pair, as sorting short rows is slower.
+        for later in range(1, self.m):
+            for earlier in range(later):
+                later_wins = members[later] > members[earlier]
+                if missing is not None:
+                    later_wins |= missing[earlier] & ~missing[later]
+                ranks[earlier] += later_wins
+                ranks[later] += ~later_wins
+        keep = np.empty(scores.shape, dtype=np.bool_)
+        np.less(ranks, self.n, out=members_of(keep, axis=group_axis, size=self.m))
+        return keep
 
     def count_violations(self, kept: npt.NDArray[np.bool_], *, group_axis: int) -> int:
         """How many groups keep more than N weights (zero for a conforming array)."""
-        return int((groups_of(kept, axis=group_axis, size=self.m).sum(-1) > self.n).sum())
+        return int((count_kept(kept, axis=group_axis, size=self.m) > self.n).sum())

@@ -1,11 +1,12 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.groups import groups_of, ungroup
+from masksparse_deploy.core.groups import count_kept, groups_of, members_of, ungroup
 from masksparse_deploy.core.patterns import NMPattern
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -13,10 +14,52 @@ TWO_FOUR = NMPattern(n=2, m=4)
 
 @st.composite
 def patterns(draw: st.DrawFn) -> NMPattern:
-    m = draw(st.integers(1, 8))
+    m = draw(st.integers(1, 16))
     return NMPattern(n=draw(st.integers(1, m)), m=m)
 
 
+def sorted_keep(pattern: NMPattern, scores: npt.NDArray[np.floating], axis: int) -> npt.NDArray[np.bool_]:
+    """What keeping the N largest means: the first N of every group after a stable sort, largest first."""
+    order = np.argsort(-groups_of(scores, axis=axis, size=pattern.m), axis=-1, kind="stable")
+    keep = np.zeros(order.shape, dtype=np.bool_)
+    np.put_along_axis(keep, order[..., : pattern.n], True, axis=-1)
+    return ungroup(keep, axis=axis)
+
+
+# Few values, so that ties, signed zeros, infinities and NaN meet in one group.
+AWKWARD = st.sampled_from([0.0, -0.0, 1.0, 2.0, -1.0, 5e-324, np.inf, -np.inf, np.nan])
+
+
+@settings(deadline=None, max_examples=200)
+@given(patterns(), st.data())
+def test_keep_largest_is_a_stable_sort(pattern: NMPattern, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(0, 3))
+    shape = [2, 1, 3, 2]
+    shape[axis] = pattern.m * data.draw(st.integers(1, 3))
+    dtype = data.draw(st.sampled_from([np.float32, np.float64]))
+    scores = data.draw(npst.arrays(dtype, shape, elements=AWKWARD.map(dtype), fill=st.nothing()))
+    for given_scores in (scores, np.asfortranarray(scores), scores[:, ::-1]):
+        keep = pattern.keep_largest(given_scores, group_axis=axis)
+        assert keep.flags.c_contiguous
+        np.testing.assert_array_equal(keep, sorted_keep(pattern, given_scores, axis))
+
+
+@given(patterns(), st.data())
+def test_counts_and_members_are_those_of_the_groups(pattern: NMPattern, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(0, 2))
+    shape = [2, 3, 2]
+    shape[axis] = pattern.m * data.draw(st.integers(1, 3))
+    keep = data.draw(npst.arrays(np.bool_, shape))
+    grouped = groups_of(keep, axis=axis, size=pattern.m)
+    counts = count_kept(keep, axis=axis, size=pattern.m)
+    np.testing.assert_array_equal(np.moveaxis(counts, axis, -1), grouped.sum(-1))
+    assert pattern.count_violations(keep, group_axis=axis) == (grouped.sum(-1) > pattern.n).sum()
+    members = members_of(keep, axis=axis, size=pattern.m)
+    np.testing.assert_array_equal(np.moveaxis(members, (0, axis + 1), (-1, -2)), grouped)
+    assert np.shares_memory(members, keep)
+
+
+@settings(deadline=None)
 @given(patterns(), st.data())
 def test_keep_largest_keeps_exactly_n_and_the_most_magnitude(pattern: NMPattern, data: st.DataObject) -> None:
     axis = data.draw(st.integers(0, 2))
