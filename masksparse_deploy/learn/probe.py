@@ -50,7 +50,7 @@ def probe_model(model: nn.Module, image_shape: tuple[int, ...]) -> Probe:
             hooks.enter_context(module.register_forward_pre_hook(_input_check(name, image_shape), with_kwargs=True))
             hooks.enter_context(module.register_forward_hook(_mac_counter(name, counts), with_kwargs=True))
         try:
-            output = model(torch.zeros(1, *image_shape))
+            output = model(torch.zeros(1, *image_shape, device=_device(model)))
         except MasksparseError:
             raise
         except Exception as error:  # the user's forward may raise anything
@@ -62,6 +62,11 @@ def probe_model(model: nn.Module, image_shape: tuple[int, ...]) -> Probe:
         found = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise UsageError(f"the network returns {found} for one image; a classifier returns one tensor of shape (1, classes)")
     return Probe(mac_counts=counts, class_count=output.shape[1])
+
+
+def _device(model: nn.Module) -> torch.device:
+    """Where the network is, as told by its first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _input_check(name: str, image_shape: tuple[int, ...]) -> Callable[[nn.Module, Any, Any], None]:

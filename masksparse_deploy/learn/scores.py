@@ -27,11 +27,32 @@ from masksparse_deploy.learn.batch_norm import batch_norms, running_statistics
 from masksparse_deploy.learn.checkpoint import read_checkpoint, write_checkpoint
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
 from masksparse_deploy.learn.model import state_fingerprint
+from masksparse_deploy.learn.selector import Selector
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
 
-__all__ = ["Scores", "initial_scores", "select_largest"]
+__all__ = ["ScoreSelector", "Scores", "initial_scores", "select_largest"]
 
 _ANSWERED_COUNT = 4
+
+
+@final
+class ScoreSelector(Selector):
+    """One score per weight; the N highest scores of every group are chosen, in training as in evaluation.
+
+    Any N:M up to M = 16. Scores start at |w| relative to the mean of the group, so that learning starts at magnitude masks.
+
+    Attributes:
+        scores: float32, the weight's shape.
+    """
+
+    def __init__(self, weight: torch.Tensor, pattern: NMPattern) -> None:
+        """Start at the magnitude of `weight`, float32 (out_channels, in_channels, ...), in_channels % M == 0."""
+        super().__init__(pattern)
+        self.scores = nn.Parameter(initial_scores(weight, pattern.m))
+
+    def mask(self) -> torch.Tensor:
+        """See `Selector.mask`; among equal scores the one with the smaller index is chosen."""
+        return select_largest(self.scores, self.pattern)
 
 
 def initial_scores(weight: torch.Tensor, m: int) -> torch.Tensor:
