@@ -13,7 +13,7 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.probe import Probe, WeightLayer, weight_layers
 
-__all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "survey_layers"]
+__all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "obstacles", "survey_layers"]
 
 # Input channels: axis 1 of (out_channels, in_channels, kernel_h, kernel_w) and of (out_features, in_features).
 GROUP_AXIS = 1
@@ -67,7 +67,7 @@ def survey_layers(
     layers = weight_layers(model)
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
-            _check_matches(option, glob, tuple(layers))
+            check_glob(f"mask.{option}", glob, tuple(layers))
     shared = _shared_weights(model)
     eligible: list[EligibleLayer] = []
     skipped: list[SkippedLayer] = []
@@ -101,6 +101,13 @@ def survey_layers(
         parameter_count=sum(parameter.numel() for parameter in model.parameters()),
         mac_count=sum(probe.mac_counts.values()),
     )
+
+
+def obstacles(model: nn.Module, probe: Probe, *, pattern: NMPattern) -> dict[str, str]:
+    """Layer name -> why the layer cannot carry a mask of `pattern`, whatever the user says; the others are missing."""
+    shared = _shared_weights(model)
+    found = {name: _obstacle(name, module, probe, shared, pattern) for name, module in weight_layers(model).items()}
+    return {name: reason for name, reason in found.items() if reason is not None}
 
 
 def _obstacle(name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: NMPattern) -> str | None:
@@ -146,7 +153,17 @@ def _shared_weights(model: nn.Module) -> dict[str, str]:
     return {name: (names[1] if name == names[0] else names[0]) for names in owners.values() if len(names) > 1 for name in names}
 
 
-def _check_matches(option: str, glob: str, names: Sequence[str]) -> None:
+def check_glob(what: str, glob: str, names: Sequence[str]) -> None:
+    """Refuse a glob that matches none of `names`, the layers with weights.
+
+    Args:
+        what: where the glob comes from, as "mask.include".
+        glob: "*", a name, or a name with wildcards.
+        names: of all convolutions and linear layers.
+
+    Raises:
+        UsageError: nothing matches; names what is close.
+    """
     if glob == _EVERYTHING or any(fnmatchcase(name, glob) for name in names):
         return
     if any(name.startswith(f"{glob}.") for name in names):
@@ -154,4 +171,4 @@ def _check_matches(option: str, glob: str, names: Sequence[str]) -> None:
     else:
         close = difflib.get_close_matches(glob, names, n=3)
         hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"the layers are {', '.join(names) or 'none'}"
-    raise UsageError(f"mask.{option} {glob!r} matches no convolution or linear layer; {hint}")
+    raise UsageError(f"{what} {glob!r} matches no convolution or linear layer; {hint}")

@@ -8,18 +8,19 @@ from torch import nn
 
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share
 from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions
-from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
-from masksparse_deploy.core.samples import Samples, read_split
+from masksparse_deploy.core.samples import read_split
+from masksparse_deploy.learn.assignment import survey_assigned
 from masksparse_deploy.learn.batch_norm import batch_norms
-from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, survey_layers
+from masksparse_deploy.learn.data_check import check_data
+from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.magnitude import Magnitude, MagnitudeBatchNorm
 from masksparse_deploy.learn.model import load_model, state_fingerprint, weights_fingerprint
-from masksparse_deploy.learn.probe import Probe, probe_model
+from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.scores import Scores
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
 
@@ -61,8 +62,8 @@ def learn(
     model = load_model(model_options, folder)
     train, test = read_split(data_options, "train", folder), read_split(data_options, "test", folder)
     probe = probe_model(model, train.images.shape[1:])
-    _check_data(model, probe, train, test, mask_options)
-    survey = survey_layers(model, probe, pattern=pattern, include=mask_options.include, exclude=mask_options.exclude)
+    check_data(model, probe, {"train": train, "test": test}, mask_options)
+    survey = survey_assigned(model, probe, mask_options, folder=folder)
     weights_before, source_sha256 = weights_fingerprint(model), state_fingerprint(model)
 
     def accuracy(method: str, outcome: Outcome | None) -> MethodAccuracy:
@@ -107,26 +108,6 @@ def learn(
     report.write(out / REPORT)
     (out / CHECKPOINT).unlink(missing_ok=True)
     return report
-
-
-def _check_data(model: nn.Module, probe: Probe, train: Samples, test: Samples, options: MaskOptions) -> None:
-    if train.images.shape[1:] != test.images.shape[1:]:
-        raise UsageError(
-            f"training images have the shape {train.images.shape[1:]} (channels, height, width), test images "
-            f"{test.images.shape[1:]}; they must be alike: check data.train and data.test"
-        )
-    for split, samples in (("train", train), ("test", test)):
-        low, high = int(samples.labels.min()), int(samples.labels.max())
-        if low < 0 or high >= probe.class_count:
-            raise UsageError(
-                f"data.{split} has labels from {low} to {high}; the network tells {probe.class_count} classes apart, "
-                f"so labels must run from 0 to {probe.class_count - 1}"
-            )
-    if batch_norms(model) and min(len(train), options.batch_size, options.calibration_count) < 2:
-        raise UsageError(
-            f"batch norm needs at least 2 images in a batch: mask.batch_size is {options.batch_size}, mask.calibration_count "
-            f"{options.calibration_count}, and data.train has {len(train)} images"
-        )
 
 
 def _sparsifiers(

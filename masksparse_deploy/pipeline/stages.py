@@ -7,6 +7,7 @@ from typing import Any
 
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.config import BakeOptions, ModelOptions, Options
+from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
@@ -40,7 +41,7 @@ def _plain(options: Options) -> dict[str, Any]:
 
 
 def _learn_inputs(job: Job) -> dict[str, Any]:
-    data = job.config.data
+    data, assignment = job.config.data, job.config.mask.assignment
     return {
         "model": job.model_digests(),
         "factory": job.config.model.factory,
@@ -49,6 +50,7 @@ def _learn_inputs(job: Job) -> dict[str, Any]:
         "test": source_digest(data.test, job.folder),
         "validation": source_digest(data.validation, job.folder) if data.validation is not None else "",
         "mask": _plain(job.config.mask),
+        "assignment": sha256_file(job.folder / assignment, "layer selection") if assignment is not None else "",
     }
 
 
