@@ -79,10 +79,10 @@ class AttachedMasks:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        changed = self._restore()
         # An error of the training says more than what it left behind.
         if error is None:
-            self._check_frozen()
+            _check_frozen(changed)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimizer gets: the parameters of all selectors."""
@@ -120,8 +120,8 @@ class AttachedMasks:
         Raises:
             UsageError: as `masks`, or weights changed while they should have been frozen.
         """
-        statistics, _ = self._changes or self._find_changes()
-        self._check_frozen()
+        statistics, changed = self._changes or self._find_changes()
+        _check_frozen(changed)
         return MaskSet(
             layers=self.masks(),
             source_sha256=self._source_sha256,
@@ -136,12 +136,12 @@ class AttachedMasks:
         Raises:
             UsageError: weights changed while they should have been frozen; all else is restored.
         """
-        self._restore()
-        self._check_frozen()
+        _check_frozen(self._restore())
 
-    def _restore(self) -> None:
+    def _restore(self) -> tuple[str, ...]:
+        """Take the masks off, once; the names of the weights that changed while they were on."""
         if self._changes is not None:
-            return
+            return self._changes[1]
         self._changes = self._find_changes()
         for name, order in self._orders.items():
             module = self.model.get_submodule(name)
@@ -153,27 +153,19 @@ class AttachedMasks:
             for key in order:
                 module._parameters[key] = module._parameters.pop(key)
         with torch.no_grad():
-            for name, buffer in self.model.named_buffers():
-                buffer.copy_(self._buffers[name])
+            for name, buffer in self._buffers.items():
+                self.model.get_buffer(name).copy_(buffer)
         for name, parameter in self._parameters.items():
             parameter.requires_grad_(self._take_gradients[name])
-        for name, module in self.model.named_modules():
-            module.training = self._modes[name]
+        for name, training in self._modes.items():
+            self.model.get_submodule(name).training = training
+        return self._changes[1]
 
     def _find_changes(self) -> tuple[Statistics, tuple[str, ...]]:
         now = running_statistics(self.model)
         moved = any(not np.array_equal(now[name], before) for name, before in self._statistics.items())
         changed = tuple(name for name, parameter in self._parameters.items() if _digest(parameter) != self._digests[name])
         return now if moved else {}, changed
-
-    def _check_frozen(self) -> None:
-        _, changed = self._changes or self._find_changes()
-        if changed:
-            more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
-            raise UsageError(
-                f"{', '.join(changed[:_MAX_NAMED])}{more} changed while masks were attached, so the masks are not for the "
-                "weights that they were made for; give the optimizer parameters() of the attached masks, and nothing else"
-            )
 
 
 def attach(
@@ -256,6 +248,15 @@ def _check_network(model: nn.Module) -> None:
                 f"{name} is {tensor.dtype}, and masks are made for float32 networks; call model.float() first, and train "
                 "under torch.autocast where less precision is wanted"
             )
+
+
+def _check_frozen(changed: Sequence[str]) -> None:
+    if changed:
+        more = f" and {len(changed) - _MAX_NAMED} more" if len(changed) > _MAX_NAMED else ""
+        raise UsageError(
+            f"{', '.join(changed[:_MAX_NAMED])}{more} changed while masks were attached, so the masks are not for the weights "
+            "that they were made for; give the optimizer parameters() of the attached masks, and nothing else"
+        )
 
 
 def _digest(parameter: nn.Parameter) -> str:

@@ -66,11 +66,13 @@ class GumbelSelector(Selector):
         return select_row(self.logits, noise, self.codebook, self.temperature)
 
     def _gumbel_noise(self) -> torch.Tensor:
-        """Standard Gumbel noise, -log(E) with E exponential; the same for the same seed and number of the draw."""
+        """Standard Gumbel noise, -log(-log(U)) with U uniform; the same for the same seed and number of the draw."""
         seed = np.random.SeedSequence((self._seed, self._draw_count)).generate_state(1)[0]
         self._draw_count += 1
         generator = torch.Generator(self.logits.device).manual_seed(int(seed))
-        return torch.empty_like(self.logits).exponential_(generator=generator).log_().neg_()
+        uniform = torch.rand(self.logits.shape, generator=generator, device=self.logits.device)
+        # A draw of zero would make infinite noise.
+        return uniform.clamp_(min=torch.finfo(uniform.dtype).tiny).log_().neg_().log_().neg_()
 
 
 def select_row(logits: torch.Tensor, noise: torch.Tensor, codebook: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -100,7 +102,8 @@ class _StraightThrough(torch.autograd.Function):
         perturbed = logits + noise
         ctx.save_for_backward(perturbed, codebook)
         ctx.temperature = temperature
-        rows = codebook[perturbed.argmax(2)].movedim(-1, 2)
+        # max is several times as fast as argmax here, and tells the first of equal ones too.
+        rows = codebook[perturbed.max(2).indices].movedim(-1, 2)
         return rows.reshape(rows.shape[0], -1, *rows.shape[3:])
 
     @staticmethod
