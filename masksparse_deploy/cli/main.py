@@ -21,6 +21,7 @@ EXIT_INTERRUPTED = 130
 # Verb -> what it does, in the order of the chain. The command is `command` in masksparse_deploy.cli.cmd_<verb>.
 VERBS = {
     "deploy": "The whole chain of a configuration file, and the verdict.",
+    "select": "Choose which layers are worth a mask, within a budget of accuracy.",
     "learn": "Choose which weights to keep; the weights stay frozen.",
     "bake": "Write the zeros into an ONNX file that says what is sparse.",
     "lint": "What is sparse in any ONNX file, what could be, and why not.",

@@ -10,6 +10,7 @@ from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
+from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 
@@ -21,6 +22,7 @@ __all__ = [
     "learn_lines",
     "lint_table",
     "profile_lines",
+    "selection_table",
     "stage_row",
     "validate_lines",
     "verdict_line",
@@ -143,6 +145,43 @@ def lint_table(report: LintReport) -> Iterable[Table | str]:
     limit = "unknown" if report.amdahl_limit is None else f"{report.amdahl_limit:.2f}x at most"
     yield table
     yield f"{len(report.layers)} layers with weights: {summary}. If every conforming layer ran at its ideal speed: {limit}."
+
+
+def selection_table(selection: LayerSelection) -> Iterable[Table | str]:
+    """One row an eligible layer in the order in which they were tried, then what the choice costs and saves."""
+    numbers = ("MACs", "divergence", "points alone", "together")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("layer", "weight", *numbers, "becomes", "why"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    together = {step.layer: f"{step.joint.drop_points:.2f}" for step in selection.steps}
+    for layer in selection.layers:
+        assigned = selection.assignment[layer.name]
+        stays_dense = assigned.pattern == DENSE
+        table.add_row(
+            escape(layer.name),
+            "x".join(map(str, layer.shape)),
+            f"{layer.mac_count / selection.macs.total:.1%}",
+            f"{layer.sensitivity:.2e}",
+            f"{layer.alone.drop_points:.2f}",
+            together.get(layer.name, "-"),
+            DENSE if stays_dense else f"[green]{assigned.pattern}[/]",
+            escape(assigned.reason) if stays_dense else "",
+        )
+    yield table
+    tried = {layer.name for layer in selection.layers}
+    for name, assigned in sorted(selection.assignment.items()):
+        if name not in tried:
+            yield f"left dense: {escape(name)} ({escape(assigned.reason)})"
+    yield (
+        f"{selection.pattern} on {len(selection.chosen)} of {len(tried)} eligible layers: "
+        f"{_percent(selection.macs.masked / selection.macs.total)} of MACs, {selection.amdahl_limit:.2f}x at most"
+    )
+    total, joint = selection.total, selection.joint
+    budget = "no limit" if selection.budget_points is None else f"{selection.budget_points:g} allowed"
+    yield (
+        f"accuracy {_percent(selection.dense_correct / total)} -> {_percent(joint.correct / total)}, "
+        f"{joint.drop_points:.2f} points lost ({budget}); {selection.method}, {total} {selection.decided_on} images"
+    )
 
 
 def doctor_table(statuses: Sequence[BackendStatus]) -> Table:

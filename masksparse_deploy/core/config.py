@@ -15,6 +15,7 @@ __all__ = [
     "ModelOptions",
     "Options",
     "ProfileOptions",
+    "SelectOptions",
 ]
 
 LARGEST_SEED = 2**32 - 1
@@ -88,6 +89,17 @@ class MaskOptions(Options):
         if isinstance(value, int):
             raise ValueError('write the pattern in quotes, as "2:4": without them YAML reads it as a base-60 number')
         return value
+
+
+class SelectOptions(Options):
+    """Which layers are worth a mask."""
+
+    points: float | None = _option(
+        None, "largest accuracy drop, in percentage points; default: 1, or no limit where targets are given", ge=0
+    )
+    targets: str | None = _option(
+        None, "file with the layers that get a sparse kernel on the target: names or globs, one a line, or a JSON list"
+    )
 
 
 class BakeOptions(Options):

@@ -66,7 +66,7 @@ def apply_assignment(survey: LayerSurvey, selection: LayerSelection, *, name: st
     skipped = [
         SkippedLayer(
             name=layer.name,
-            reason=f"left dense by {name} ({selection.assignment[layer.name].reason})",
+            reason=f"not chosen in {name} ({selection.assignment[layer.name].reason})",
             weight_count=layer.weight_count,
             mac_count=layer.mac_count,
         )

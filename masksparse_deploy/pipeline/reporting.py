@@ -9,6 +9,7 @@ from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Document
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.errors import UsageError
@@ -16,7 +17,7 @@ from masksparse_deploy.pipeline.stamps import package_versions
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import write_report
 
-__all__ = ["REPORTED", "report_folder"]
+__all__ = ["REPORTED", "SELECTION", "report_folder"]
 
 # Every artifact that the report shows.
 REPORTED = (
@@ -28,6 +29,9 @@ REPORTED = (
     "certificate.json",
     "validation.json",
 )
+
+# Shown as well where it lies in the folder; no stage of the chain writes it.
+SELECTION = "selection.json"
 
 _D = TypeVar("_D", bound=Document)
 
@@ -50,6 +54,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
     date = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     inputs = ReportInputs(
         name=folder.resolve().name,
+        selection=_read(LayerSelection, folder / SELECTION),
         learn=_read(LearnReport, folder / "learn.json"),
         bake=_read(BakeReport, folder / "bake.json"),
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),

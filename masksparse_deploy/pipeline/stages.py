@@ -12,7 +12,7 @@ from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.pipeline.job import Job, source_digest
-from masksparse_deploy.pipeline.reporting import REPORTED, report_folder
+from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, report_folder
 
 __all__ = ["STAGES", "Stage", "bake_model"]
 
@@ -231,7 +231,8 @@ def _validate(job: Job, progress: Progress) -> None:
 
 
 def _report_inputs(job: Job) -> dict[str, Any]:
-    return {"files": {name: job.digest(name) for name in REPORTED}, "config": job.config_text}
+    shown = (*REPORTED, SELECTION) if (job.out / SELECTION).is_file() else REPORTED
+    return {"files": {name: job.digest(name) for name in shown}, "config": job.config_text}
 
 
 def _report(job: Job, progress: Progress) -> None:

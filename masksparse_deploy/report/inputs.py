@@ -7,6 +7,7 @@ from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 
@@ -36,9 +37,11 @@ class ReportInputs:
 
     Attributes:
         name: of the network or the job, for the title.
+        selection: optional; the report is silent where there is none.
     """
 
     name: str
+    selection: LayerSelection | None = None
     learn: LearnReport | None = None
     bake: BakeReport | None = None
     dense_engine: EngineArtifact | None = None

@@ -9,11 +9,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import AccuracyComparison, LayerDeviation
 from masksparse_deploy.report.formats import TIMES
 
-__all__ = ["Plot", "accuracy_plot", "latency_plot", "layers_plot", "methods_plot", "speedup_plot"]
+__all__ = [
+    "Plot",
+    "accuracy_plot",
+    "latency_plot",
+    "layers_plot",
+    "methods_plot",
+    "sensitivity_plot",
+    "speedup_plot",
+]
 
 DENSE, SPARSE, BOUND, BASELINE = "#7d8aa0", "#12978a", "#d9772b", "#8a6fd1"
 
@@ -185,6 +194,42 @@ def methods_plot(learn: LearnReport) -> Plot:
     description = "Top-1 accuracy: " + ", ".join(f"{name} {value:.1f} %" for name, value, _ in rows) + "."
     caption = "PyTorch, with the masks that each method chooses; the last one's were kept."
     return Plot("methods", description, caption, figure)
+
+
+def sensitivity_plot(selection: LayerSelection) -> Plot:
+    """For every layer the divergence that a mask on this layer alone causes, on a logarithmic axis; the first tried on top."""
+    names = [layer.name for layer in selection.layers]
+    chosen = set(selection.chosen)
+    data = []
+    for label, masked, colour in (("gets a mask", True, SPARSE), ("left dense", False, DENSE)):
+        layers = [layer for layer in selection.layers if (layer.name in chosen) == masked]
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": label,
+                # a logarithmic axis has no place for zero
+                "x": [layer.alone.divergence or None for layer in layers],
+                "y": [layer.name for layer in layers],
+                "marker": {"color": colour, "size": 12},
+                "hovertemplate": "%{y}: %{x:.3g}<extra>" + label + "</extra>",
+            }
+        )
+    drawn = [layer.alone.divergence for layer in selection.layers if layer.alone.divergence > 0]
+    spacing = "D2" if drawn and max(drawn) < _TWO_DECADES * min(drawn) else 1
+    axis = {"type": "log", "tickformat": "~g", "dtick": spacing}
+    figure = _figure(data, 26 * len(names) + 130, x_title="divergence with a mask on this layer alone, nats", x=axis)
+    figure["layout"]["yaxis"].update(
+        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+    )
+    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    return Plot(
+        "sensitivity",
+        f"Divergence of the network with a mask on one layer alone, for {len(names)} layers; {len(chosen)} get a mask.",
+        "Further right: a mask on this layer changes the network's answers more. From top to bottom: the order in which layers "
+        "were added, the least change for each multiplication saved first.",
+        figure,
+    )
 
 
 def accuracy_plot(accuracy: AccuracyComparison) -> Plot:

@@ -11,7 +11,15 @@ from masksparse_deploy.core.optional import require
 from masksparse_deploy.report import formats
 from masksparse_deploy.report.headline import make_headline
 from masksparse_deploy.report.inputs import ReportInputs
-from masksparse_deploy.report.plots import Plot, accuracy_plot, latency_plot, layers_plot, methods_plot, speedup_plot
+from masksparse_deploy.report.plots import (
+    Plot,
+    accuracy_plot,
+    latency_plot,
+    layers_plot,
+    methods_plot,
+    sensitivity_plot,
+    speedup_plot,
+)
 
 __all__ = ["REPORT_NAME", "render_report", "write_report"]
 
@@ -72,10 +80,14 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
             yield layers_plot(inputs.validation.layers)
     if inputs.learn is not None:
         yield methods_plot(inputs.learn)
+    if inputs.selection is not None:
+        yield sensitivity_plot(inputs.selection)
 
 
 def _digests(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
     """What the run consists of, in the order of the stages."""
+    if inputs.selection is not None:
+        yield "Selection of layers", inputs.selection.digest
     if inputs.learn is not None:
         yield "Weights", inputs.learn.source_sha256
         yield "Mask set", inputs.learn.mask_set_sha256

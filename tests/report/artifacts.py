@@ -10,6 +10,7 @@ from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, Lay
 from masksparse_deploy.core.artifacts.document import Interval, SkippedLayer
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share, TrainingPoint
+from masksparse_deploy.core.artifacts.selection import Assigned, LayerSelection, LayerSensitivity, Measured, SelectionStep
 from masksparse_deploy.core.artifacts.timing import Latency, ProfileReport, RunConditions, Speedup
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.files import sha256_bytes
@@ -40,6 +41,7 @@ def make_inputs(**changes: Any) -> ReportInputs:
     """All stages have run; the verdict is a pass; the runtime is no faster."""
     values: dict[str, Any] = {
         "name": "digits",
+        "selection": make_selection(),
         "learn": make_learn(),
         "bake": make_bake(),
         "dense_engine": make_engine("dense"),
@@ -55,6 +57,51 @@ def make_inputs(**changes: Any) -> ReportInputs:
         ),
     }
     return ReportInputs(**{**values, **changes})
+
+
+def make_selection() -> LayerSelection:
+    """All layers but the last one that was tried get a mask."""
+    total = 597
+    measured = [Measured(correct=594 - i // 2, drop_points=100 * (i // 2) / total, divergence=1e-5 * 3**i) for i in range(9)]
+    layers = tuple(
+        LayerSensitivity(
+            name=name,
+            shape=(out, into, kernel, kernel),
+            mac_count=out * into * kernel**2 * positions,
+            saved_mac_count=out * into * kernel**2 * positions // 2,
+            alone=found,
+            sensitivity=found.divergence,
+        )
+        for found, (name, out, into, kernel, positions) in zip(measured, LAYERS, strict=True)
+    )
+    steps = tuple(SelectionStep(layer=layer.name, joint=layer.alone, kept=layer.name != LAYERS[-1][0]) for layer in layers)
+    assignment = {
+        step.layer: Assigned(pattern="2:4", reason="within the budget: 0.50 points lost up to here, 0.6 allowed")
+        if step.kept
+        else Assigned(pattern="dense", reason="over the budget: 0.67 points would be lost, 0.6 allowed")
+        for step in steps
+    }
+    assignment["stem"] = Assigned(pattern="dense", reason="1 input channel, not a multiple of 4")
+    macs = sum(layer.mac_count for layer in layers)
+    return LayerSelection(
+        source_sha256=digest("weights"),
+        pattern="2:4",
+        method="magnitude + batch norm",
+        budget_points=0.6,
+        targets=None,
+        decided_on="test",
+        data_sha256=digest("samples"),
+        dense_correct=594,
+        total=total,
+        unmasked_divergence=0.0,
+        layers=layers,
+        steps=steps,
+        joint=steps[-2].joint,
+        assignment=assignment,
+        macs=Share(masked=macs - layers[-1].mac_count, total=macs + 19_072),
+        amdahl_limit=1.75,
+        seed=0,
+    )
 
 
 def make_learn() -> LearnReport:

@@ -9,7 +9,7 @@ from masksparse_deploy.core.errors import MachineError, OutputError
 from masksparse_deploy.report import plots
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import REPORT_NAME, render_report, write_report
-from tests.report.artifacts import STAGES, make_engine, make_inputs, make_learn, make_profile, make_validation
+from tests.report.artifacts import STAGES, make_engine, make_inputs, make_learn, make_profile, make_selection, make_validation
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -132,6 +132,7 @@ def test_text_from_outside_cannot_become_markup():
         plots.layers_plot(make_validation().layers),
         plots.accuracy_plot(make_validation().accuracy),
         plots.methods_plot(make_learn()),
+        plots.sensitivity_plot(make_selection()),
     ],
     ids=lambda plot: plot.identifier,
 )
@@ -151,6 +152,31 @@ def test_a_layer_without_deviation_is_drawn_by_its_bound_only():
     layer = make_validation().layers[0].model_copy(update={"deviation": 0.0, "tightness": None})
     figure = plots.layers_plot([layer]).figure
     assert [trace["x"] for trace in figure["data"]] == [[], [None], [layer.deviation_bound]]
+
+
+def test_the_plot_of_sensitivities_tells_masked_from_dense_layers():
+    selection = make_selection()
+    harmless = selection.layers[0].alone.model_copy(update={"divergence": 0.0})
+    layers = (selection.layers[0].model_copy(update={"alone": harmless}), *selection.layers[1:])
+    masked, dense = plots.sensitivity_plot(selection.model_copy(update={"layers": layers})).figure["data"]
+    assert [masked["y"], dense["y"]] == [[layer.name for layer in layers[:-1]], [layers[-1].name]]
+    assert masked["x"][0] is None  # zero has no place on a logarithmic axis
+    assert dense["x"] == [layers[-1].alone.divergence]
+
+
+def test_a_selection_is_shown_with_its_reasons_and_only_where_there_is_one():
+    text = _text(render_report(make_inputs()))
+    assert "What a mask on each layer costs" in text
+    assert "over the budget: 0.67 points would be lost, 0.6 allowed" in text
+    assert "made for other weights" not in text
+    assert make_selection().digest in text
+    assert "What a mask on each layer costs" not in _text(render_report(make_inputs(selection=None)))
+
+
+@pytest.mark.parametrize("change", [{"source_sha256": "0" * 64}, {"pattern": "1:4"}])
+def test_a_selection_for_other_masks_is_told(change):
+    text = _text(render_report(make_inputs(selection=make_selection().model_copy(update=change))))
+    assert "made for other weights or another pattern" in text
 
 
 def test_inferences_that_are_not_drawn_are_counted():

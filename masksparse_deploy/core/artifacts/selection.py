@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 from masksparse_deploy.core.artifacts.document import Document, Record
 from masksparse_deploy.core.artifacts.learning import Share
 
-__all__ = ["Assigned", "LayerSelection", "LayerSensitivity", "Measured", "SelectionStep"]
+__all__ = ["DENSE", "Assigned", "LayerSelection", "LayerSensitivity", "Measured", "SelectionStep"]
 
+# What the assignment calls a layer without a mask.
 DENSE = "dense"
 
 
@@ -85,4 +86,4 @@ class LayerSelection(Document):
     @property
     def chosen(self) -> tuple[str, ...]:
         """The names of the layers to mask."""
-        return tuple(name for name, assigned in self.assignment.items() if assigned.pattern != DENSE)
+        return tuple(sorted(name for name, assigned in self.assignment.items() if assigned.pattern != DENSE))

@@ -1,0 +1,231 @@
+"""Selective masking: measure what a mask on each layer costs, and choose layers within a budget of accuracy."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+from masksparse_deploy.core.artifacts.learning import Share
+from masksparse_deploy.core.artifacts.selection import (
+    DENSE,
+    Assigned,
+    LayerSelection,
+    LayerSensitivity,
+    Measured,
+    SelectionStep,
+)
+from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions, SelectOptions
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.files import make_folder, require_file
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.core.samples import read_split
+from masksparse_deploy.learn.data_check import check_data
+from masksparse_deploy.learn.eligibility import EligibleLayer, LayerSurvey, check_glob, survey_layers
+from masksparse_deploy.learn.model import load_model, state_fingerprint
+from masksparse_deploy.learn.probe import probe_model, weight_layers
+from masksparse_deploy.learn.sensitivity import Meter
+
+__all__ = ["CHECKPOINT", "DEFAULT_POINTS", "SELECTION", "choose_layers", "read_targets", "select"]
+
+SELECTION = "selection.json"
+CHECKPOINT = "select.checkpoint"
+DEFAULT_POINTS = 1.0
+
+
+def select(
+    model_options: ModelOptions,
+    data_options: DataOptions,
+    mask_options: MaskOptions,
+    select_options: SelectOptions,
+    *,
+    folder: Path,
+    out: Path,
+    progress: Progress = silent,
+) -> LayerSelection:
+    """Measure every eligible layer, choose those to mask, write selection.json.
+
+    Every layer is masked alone first. Layers are then added in the order of least sensitivity for each multiply-accumulate
+    saved; after each one the whole network is measured, as drops do not add up, and a layer that breaks the budget is taken
+    out again. Masks are by magnitude, so that learned masks lose less. The same inputs, seed, PyTorch and thread count give
+    the same bytes, also when the selection was interrupted and continued.
+
+    Args:
+        model_options: the network.
+        data_options: training images for batch-norm statistics; validation images, else test images, for the choice.
+        mask_options: pattern, include, exclude, batch_norm, batch_size, calibration_count and seed.
+        select_options: budget and targets.
+        folder: where the configuration lies.
+        out: output folder.
+        progress: told of every measurement.
+
+    Raises:
+        UsageError: options, network and data do not fit one another.
+        ArtifactError: a damaged checkpoint or data set.
+        OutputError: `out` cannot be written.
+    """
+    pattern = NMPattern.parse(mask_options.pattern)
+    if pattern.n == pattern.m:
+        raise UsageError(f"mask.pattern {pattern} keeps every weight, so there is nothing to choose; 2:4 is a sparse pattern")
+    make_folder(out)
+    model = load_model(model_options, folder)
+    decided_on: Literal["validation", "test"] = "validation" if data_options.validation is not None else "test"
+    train, judge = read_split(data_options, "train", folder), read_split(data_options, "validation", folder)
+    probe = probe_model(model, train.images.shape[1:])
+    check_data(model, probe, {"train": train, decided_on: judge}, mask_options)
+    survey = survey_layers(model, probe, pattern=pattern, include=mask_options.include, exclude=mask_options.exclude)
+    targets = None
+    if select_options.targets is not None:
+        targets = read_targets(folder / select_options.targets, tuple(weight_layers(model)))
+    candidates = _candidates(survey, targets)
+
+    meter = Meter(model, survey.eligible, train, judge, mask_options, checkpoint=out / CHECKPOINT)
+    unmasked = meter.measure(())
+    sensitivities = []
+    for index, layer in enumerate(survey.eligible):
+        sensitivities.append(_sensitivity(layer, meter.measure((layer.name,)), unmasked, pattern))
+        progress("measuring each layer", index + 1, len(survey.eligible))
+    sensitivities.sort(key=lambda layer: layer.sensitivity / layer.saved_mac_count)
+
+    points = select_options.points
+    if points is None and targets is None:
+        points = DEFAULT_POINTS
+    order = [layer.name for layer in sensitivities if layer.name in candidates]
+    lowest = None if points is None else meter.dense_correct - _allowed_loss(points, meter.total)
+    steps = choose_layers(order, meter.measure, lowest_correct=lowest, progress=progress)
+    kept = [step for step in steps if step.kept]
+    chosen = {step.layer for step in kept}
+    masked_macs = sum(layer.mac_count for layer in sensitivities if layer.name in chosen)
+    selection = LayerSelection(
+        source_sha256=state_fingerprint(model),
+        pattern=str(pattern),
+        method=meter.method,
+        budget_points=points,
+        targets=targets,
+        decided_on=decided_on,
+        data_sha256=judge.digest,
+        dense_correct=meter.dense_correct,
+        total=meter.total,
+        unmasked_divergence=unmasked.divergence,
+        layers=tuple(sensitivities),
+        steps=steps,
+        joint=kept[-1].joint if kept else Measured(correct=meter.dense_correct, drop_points=0.0, divergence=0.0),
+        assignment=_assignment(survey, steps, pattern, points),
+        macs=Share(masked=masked_macs, total=survey.mac_count),
+        amdahl_limit=survey.mac_count / (survey.mac_count - masked_macs * (1 - pattern.density)),
+        seed=mask_options.seed,
+    )
+    selection.write(out / SELECTION)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return selection
+
+
+def choose_layers(
+    order: Sequence[str],
+    measure: Callable[[Sequence[str]], Measured],
+    *,
+    lowest_correct: int | None,
+    progress: Progress = silent,
+) -> tuple[SelectionStep, ...]:
+    """Add layers one by one; leave out again each one with which too few images are right.
+
+    Args:
+        order: names of the layers, the one to try first coming first.
+        measure: the network with masks on the named layers.
+        lowest_correct: how many images must be right; None keeps every layer.
+        progress: told after each layer.
+
+    Returns:
+        One step for each layer, in the given order.
+    """
+    kept: list[str] = []
+    steps = []
+    for index, name in enumerate(order):
+        joint = measure((*kept, name))
+        within = lowest_correct is None or joint.correct >= lowest_correct
+        if within:
+            kept.append(name)
+        steps.append(SelectionStep(layer=name, joint=joint, kept=within))
+        progress("adding layers", index + 1, len(order))
+    return tuple(steps)
+
+
+def read_targets(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    """The layers for which the target brings a sparse kernel: names or globs.
+
+    Args:
+        path: one name or glob a line, "#" begins a comment; or a JSON list of texts.
+        names: of all convolutions and linear layers.
+
+    Raises:
+        UsageError: no such file, nothing in it, no list of texts, or a name or glob that matches no layer.
+    """
+    try:
+        text = require_file(path, "list of targets").read_text(encoding="utf-8")
+        if text.lstrip().startswith(("[", "{")):
+            content = json.loads(text)
+            if not isinstance(content, list) or not all(isinstance(entry, str) for entry in content):
+                raise UsageError(f"{path} is JSON, but not a list of layer names")
+            entries = tuple(content)
+        else:
+            lines = (line.partition("#")[0].strip() for line in text.splitlines())
+            entries = tuple(line for line in lines if line)
+    except ValueError as error:
+        raise UsageError(f"{path} is neither text with one layer name a line nor a JSON list ({error})") from error
+    if not entries:
+        raise UsageError(f"{path} names no layer; write the names of layers with a sparse kernel, one a line")
+    for entry in entries:
+        check_glob(f"{path.name}:", entry, names)
+    return entries
+
+
+def _candidates(survey: LayerSurvey, targets: Sequence[str] | None) -> set[str]:
+    """The names of the eligible layers among the targets."""
+    names = {layer.name for layer in survey.eligible}
+    if targets is None:
+        return names
+    found = {name for name in names if any(fnmatchcase(name, target) for target in targets)}
+    if not found:
+        raise UsageError(
+            f"none of the targets ({', '.join(targets)}) can carry a mask; eligible are "
+            f"{', '.join(layer.name for layer in survey.eligible)}"
+        )
+    return found
+
+
+def _sensitivity(layer: EligibleLayer, alone: Measured, unmasked: Measured, pattern: NMPattern) -> LayerSensitivity:
+    return LayerSensitivity(
+        name=layer.name,
+        shape=layer.shape,
+        mac_count=layer.mac_count,
+        saved_mac_count=layer.mac_count // pattern.m * (pattern.m - pattern.n),
+        alone=alone,
+        sensitivity=alone.divergence - unmasked.divergence,
+    )
+
+
+def _allowed_loss(points: float, total: int) -> int:
+    """How many images may be lost; exact, as 0.57 points of 100 images are no image short of 0.57."""
+    return math.floor(Fraction(repr(points)) * total / 100)
+
+
+def _assignment(
+    survey: LayerSurvey, steps: Sequence[SelectionStep], pattern: NMPattern, points: float | None
+) -> dict[str, Assigned]:
+    """What every layer with weights is to be, and why."""
+    assignment = {layer.name: Assigned(pattern=DENSE, reason=layer.reason) for layer in survey.skipped}
+    # Of the eligible layers, those that were not tried are no targets.
+    assignment.update({layer.name: Assigned(pattern=DENSE, reason="not among the targets") for layer in survey.eligible})
+    for step in steps:
+        lost = step.joint.drop_points
+        if points is None:
+            reason = "among the targets"
+        elif step.kept:
+            reason = f"within the budget: {lost:.2f} points lost up to here, {points:g} allowed"
+        else:
+            reason = f"over the budget: {lost:.2f} points would be lost, {points:g} allowed"
+        assignment[step.layer] = Assigned(pattern=str(pattern) if step.kept else DENSE, reason=reason)
+    return assignment
