@@ -18,11 +18,13 @@ from masksparse_deploy.core.factory import load_factory
 from masksparse_deploy.core.files import require_file
 from masksparse_deploy.core.masks import fingerprint
 
-__all__ = ["load_model", "state_fingerprint", "weights_fingerprint"]
+__all__ = ["build_model", "fill_model", "load_model", "read_state", "state_fingerprint", "weights_fingerprint"]
 
 _MAX_NAMED = 3
 # Counts training batches; no part of what the network computes.
 _COUNTER = "num_batches_tracked"
+# Keys under which training scripts, torchvision's references and Model-Optimizer put the state dict.
+_NESTING = ("state_dict", "model_state_dict", "model")
 # What DataParallel, DistributedDataParallel and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
 
@@ -31,8 +33,8 @@ def load_model(options: ModelOptions, folder: Path) -> nn.Module:
     """Build the network and load its weights.
 
     Args:
-        options: the factory and the checkpoint: safetensors, or .pth / .pt holding a state dict (also under the key
-            "state_dict", and with the prefix of torch's data-parallel or compiling wrappers before every name).
+        options: the factory and the checkpoint, in a form that `read_state` reads; names may carry the prefix of torch's
+            data-parallel or compiling wrappers.
         folder: where the configuration lies; relative paths and the factory's module start here.
 
     Returns:
@@ -43,19 +45,53 @@ def load_model(options: ModelOptions, folder: Path) -> nn.Module:
         ArtifactError: the checkpoint is damaged, or holds pickled objects, NaN or infinite weights.
     """
     path = require_file(folder / options.weights, "checkpoint")
-    factory = load_factory(options.factory, folder)
+    model = build_model(options.factory, folder)
+    return fill_model(model, read_state(path, model), path)
+
+
+def build_model(factory_name: str, folder: Path) -> nn.Module:
+    """The network as the user's factory "module:callable" builds it, its module in `folder` or on the Python path.
+
+    Raises:
+        UsageError: no such factory, or it returns no module.
+    """
+    factory = load_factory(factory_name, folder)
     # Initial weights are overwritten; drawing them must not move the caller's random numbers.
     with torch.random.fork_rng(devices=[]):
         try:
             model = factory()
         except Exception as error:  # the user's code may raise anything
             raise UsageError(
-                f"{options.factory} must build the network when called without arguments; it raised "
+                f"{factory_name} must build the network when called without arguments; it raised "
                 f"{type(error).__name__}: {error}"
             ) from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{options.factory} returned {type(model).__name__}, not a torch.nn.Module")
-    state = _without_wrapper(_read_state(path), model)
+        raise UsageError(f"{factory_name} returned {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def read_state(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint of `model`, under its names: without a wrapper's prefix, but with any foreign ones.
+
+    Args:
+        path: safetensors, or a file of torch.save that holds a state dict (also under the key "state_dict",
+            "model_state_dict" or "model").
+        model: its own names tell whether a prefix is a wrapper's.
+
+    Raises:
+        UsageError: not a state dict.
+        ArtifactError: damaged, or holds pickled objects.
+    """
+    return _without_wrapper(_read_tensors(path), model)
+
+
+def fill_model(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> nn.Module:
+    """Load `state` into `model` and return it: in float32, in evaluation mode, on the CPU, frozen.
+
+    Raises:
+        UsageError: the state belongs to another network.
+        ArtifactError: NaN or infinite values. Messages name `path`.
+    """
     _check_fit(model, state, path)
     model.load_state_dict(state, strict=False)
     model = model.float().cpu().eval().requires_grad_(False)
@@ -83,7 +119,7 @@ def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.flo
     return {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items() if tensor.is_floating_point()}
 
 
-def _read_state(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         try:
             return _unwrapped(load_safetensors(path.read_bytes()), path)
@@ -104,8 +140,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(content: Any, path: Path) -> dict[str, torch.Tensor]:
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _NESTING if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not content:
         raise UsageError(f"checkpoint {path} holds {type(content).__name__}, not a state dict of named tensors")
     foreign = [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]

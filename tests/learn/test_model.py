@@ -30,6 +30,8 @@ def other_state() -> State:
         ("plain.safetensors", None),
         ("plain.pth", lambda state: state),
         ("nested.pt", lambda state: {"epoch": 3, "state_dict": state}),
+        ("optimizer.pt", lambda state: {"model_state_dict": state, "modelopt_state": {}}),
+        ("torchvision.pth", lambda state: {"model": state, "optimizer": {}, "epoch": 3}),
         ("parallel.pth", lambda state: {f"module.{name}": value for name, value in state.items()}),
         ("compiled.pth", lambda state: {f"_orig_mod.{name}": value for name, value in state.items()}),
         ("double.pth", lambda state: {n: v.double() if v.is_floating_point() else v for n, v in state.items()}),
