@@ -10,11 +10,13 @@ __all__ = ["EXTRAS", "is_installed", "require"]
 
 # Import name -> the extra of this package that brings it.
 EXTRAS = {
+    "accelerate": "learn",
     "cuda": "gpu",
     "jinja2": "report",
     "onnx_ir": "learn",
     "onnxscript": "learn",
     "plotly": "report",
+    "tensorboard": "tensorboard",
     "tensorrt": "tensorrt",
     "torch": "learn",
 }

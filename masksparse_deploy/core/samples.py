@@ -1,4 +1,4 @@
-"""Labelled images as arrays: from an .npz file, a folder of images, or a factory."""
+"""Images as arrays, with labels where they are known: from an .npz file, a folder of images, or a factory."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,23 +20,24 @@ __all__ = ["Samples", "read_samples", "read_split"]
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Images as the network takes them, with their classes.
+    """Images as the network takes them, with their classes where these are known.
 
     Attributes:
         images: float32 (count, channels, height, width), normalised.
-        labels: int64 (count,).
+        known_labels: int64 (count,), or None.
     """
 
     images: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int64]
+    known_labels: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.float32:
             raise UsageError(
                 f"images are {self.images.dtype} {self.images.shape}, not float32 (count, channels, height, width)"
             )
-        if self.labels.shape != (len(self.images),):
-            raise UsageError(f"{len(self.images)} images but labels of shape {self.labels.shape}; one label an image is needed")
+        labels = self.known_labels
+        if labels is not None and labels.shape != (len(self.images),):
+            raise UsageError(f"{len(self.images)} images but labels of shape {labels.shape}; one label an image is needed")
         if len(self.images) == 0:
             raise UsageError("the data set is empty; at least one image is needed")
         if not np.isfinite(self.images).all():
@@ -45,26 +46,45 @@ class Samples:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The class of every image, int64 (count,); raises UsageError where it is not known."""
+        if self.known_labels is None:
+            raise UsageError("the data set has no labels; add an array 'labels' with the class of every image")
+        return self.known_labels
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of images and labels."""
-        return fingerprint({"images": self.images, "labels": self.labels})
+        labels = {} if self.known_labels is None else {"labels": self.known_labels}
+        return fingerprint({"images": self.images, **labels})
 
     def first(self, count: int | None) -> "Samples":
         """The first `count` samples; all for None."""
-        return self if count is None or count >= len(self) else Samples(self.images[:count], self.labels[:count])
+        if count is None or count >= len(self):
+            return self
+        return Samples(self.images[:count], None if self.known_labels is None else self.known_labels[:count])
 
 
 def read_split(data: DataOptions, split: Literal["train", "validation", "test"], folder: Path) -> Samples:
-    """The images of one split that `data` describes, cut to its limit; see `read_samples` for the errors.
+    """The images of one split that `data` describes, cut to its limit.
 
-    Without validation images of their own, the test images stand in for them.
+    Without validation images of their own, the test images stand in for them. Training images may lack labels.
+
+    Raises:
+        UsageError: as `read_samples`, or images to measure accuracies on have no labels.
+        ArtifactError: as `read_samples`.
     """
     if split == "validation" and data.validation is not None:
         source, limit = data.validation, None
     else:
         source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
     samples = read_samples(source, folder=folder, mean=data.mean, std=data.std, image_size=data.image_size)
+    if split != "train" and samples.known_labels is None:
+        raise UsageError(
+            f"{source}: the {split} images have no labels, without which no accuracy can be measured; add an array 'labels' "
+            "with the class of every image"
+        )
     return samples.first(limit)
 
 
@@ -79,8 +99,8 @@ def read_samples(
     """Read a data set.
 
     Args:
-        source: an .npz file with `images` and `labels`; a folder with one sub-folder of images for each class; or
-            "module:callable" returning (images, labels). Relative paths start at `folder`.
+        source: an .npz file with `images` and, where known, `labels`; a folder with one sub-folder of images for each class;
+            or "module:callable" returning (images, labels), labels None where unknown. Relative paths start at `folder`.
         folder: where the configuration lies.
         mean: per channel, subtracted after scaling 8-bit images to [0, 1]; only for 8-bit images.
         std: per channel, divided by after subtracting `mean`; only for 8-bit images.
@@ -101,18 +121,21 @@ def read_samples(
     else:
         images, labels = _from_npz(path)
     try:
-        return Samples(_normalised(images, mean, std), labels.astype(np.int64, casting="same_kind"))
-    except TypeError as error:
-        raise UsageError(f"{source}: labels are {labels.dtype}, not integers") from error
+        if labels is not None and labels.dtype.kind not in "iu":
+            raise UsageError(f"labels are {labels.dtype}, not integers")
+        return Samples(_normalised(images, mean, std), None if labels is None else labels.astype(np.int64))
     except (UsageError, ArtifactError) as error:
         raise type(error)(f"{source}: {error}") from error
 
 
-def _from_factory(source: str, folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+_Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any] | None]
+
+
+def _from_factory(source: str, folder: Path) -> _Arrays:
     factory = load_factory(source, folder)
     try:
         images, labels = factory()
-        return np.asarray(images), np.asarray(labels)
+        return np.asarray(images), None if labels is None else np.asarray(labels)
     except Exception as error:  # the user's code may raise anything
         raise UsageError(
             f"{source} must return a pair of arrays (images, labels) when called without arguments; "
@@ -120,20 +143,19 @@ def _from_factory(source: str, folder: Path) -> tuple[npt.NDArray[Any], npt.NDAr
         ) from error
 
 
-def _from_npz(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _from_npz(path: Path) -> _Arrays:
     if not path.is_file():
         raise UsageError(f"data {path} does not exist; give an .npz file, a folder of images, or module:callable")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            missing = {"images", "labels"} - set(file.files)
-            if missing:
-                raise UsageError(f"{path} has no array {sorted(missing)[0]!r}; it holds {', '.join(file.files) or 'nothing'}")
-            return file["images"], file["labels"]
+            if "images" not in file.files:
+                raise UsageError(f"{path} has no array 'images'; it holds {', '.join(file.files) or 'nothing'}")
+            return file["images"], file["labels"] if "labels" in file.files else None
     except (BadZipFile, ValueError, OSError, EOFError, AttributeError) as error:
         raise ArtifactError(f"{path} is damaged or not an .npz file ({error}); make it again") from error
 
 
-def _from_folder(path: Path, image_size: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _from_folder(path: Path, image_size: int | None) -> _Arrays:
     if image_size is None:
         raise UsageError(f"{path} is a folder of images: set data.image_size, the height and width the network takes")
     image_module = require("PIL.Image", needed_for="reading a folder of images")

@@ -20,7 +20,7 @@ def augment(
     What a shift uncovers repeats the border, as the value of black is not known after normalisation.
 
     Args:
-        images: float32 (count, channels, height, width).
+        images: float32 (count, channels, height, width), on any device.
         how: "none" returns the images as they are.
         generator: source of the shifts.
     """
@@ -34,5 +34,6 @@ def augment(
         mirrored = generator.random(count) < 0.5
         columns[mirrored] = columns[mirrored, ::-1]
     padded = functional.pad(images, (reach_x, reach_x, reach_y, reach_y), mode="replicate").movedim(1, -1)
-    picked = padded[torch.arange(count)[:, None, None], torch.from_numpy(rows)[:, :, None], torch.from_numpy(columns)[:, None]]
+    at_rows, at_columns = (torch.from_numpy(index).to(images.device) for index in (rows, columns))
+    picked = padded[torch.arange(count, device=images.device)[:, None, None], at_rows[:, :, None], at_columns[:, None]]
     return picked.movedim(-1, 1)

@@ -32,8 +32,8 @@ def running_statistics(model: nn.Module) -> Statistics:
     for name, module in batch_norms(model).items():
         assert module.running_mean is not None and module.running_var is not None
         prefix = f"{name}." if name else ""
-        statistics[f"{prefix}running_mean"] = module.running_mean.detach().numpy().copy()
-        statistics[f"{prefix}running_var"] = module.running_var.detach().numpy().copy()
+        statistics[f"{prefix}running_mean"] = module.running_mean.detach().cpu().numpy().copy()
+        statistics[f"{prefix}running_var"] = module.running_var.detach().cpu().numpy().copy()
     return statistics
 
 
@@ -43,6 +43,7 @@ def reestimate(
     images: npt.NDArray[np.float32],
     *,
     batch_size: int,
+    device: torch.device | None = None,
     progress: Progress = silent,
 ) -> Statistics:
     """Estimate the running statistics of a masked network from images, without labels.
@@ -55,6 +56,7 @@ def reestimate(
         substitutes: state to use instead of the network's own, by name: the masked weights.
         images: float32 (count, channels, height, width), in an order that mixes the classes.
         batch_size: images in a batch.
+        device: where a copy of the network runs; by default where the network is.
         progress: told after each batch.
 
     Returns:
@@ -62,16 +64,18 @@ def reestimate(
     """
     if not batch_norms(model):
         return {}
-    scratch = copy.deepcopy(model).eval()
+    scratch = copy.deepcopy(model).eval().to(device)
     for module in batch_norms(scratch).values():
         module.reset_running_stats()
         module.momentum = None
         module.train()
+    device = next(scratch.buffers()).device
+    replaced = {name: tensor.to(device) for name, tensor in substitutes.items()}
     size = min(batch_size, len(images))
     count = len(images) // size
     with torch.inference_mode():
         for index in range(count):
-            batch = torch.tensor(images[index * size : (index + 1) * size]).contiguous(memory_format=torch.channels_last)
-            functional_call(scratch, dict(substitutes), (batch,))
+            batch = torch.tensor(images[index * size : (index + 1) * size], device=device)
+            functional_call(scratch, replaced, (batch.contiguous(memory_format=torch.channels_last),))
             progress("re-estimating batch norm", index + 1, count)
     return running_statistics(scratch)

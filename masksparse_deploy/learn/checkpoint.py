@@ -8,7 +8,7 @@ import torch
 
 from masksparse_deploy.core.files import sha256_bytes, write_atomic
 
-__all__ = ["read_checkpoint", "write_checkpoint"]
+__all__ = ["decode_state", "read_checkpoint", "write_checkpoint"]
 
 _DIGEST_LENGTH = 64
 
@@ -24,13 +24,16 @@ def write_checkpoint(path: Path, key: str, state: dict[str, Any]) -> None:
     write_atomic(path, sha256_bytes(key.encode() + payload).encode() + payload)
 
 
-def read_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
-    """The state that was written with the same key; None if there is none, or it is damaged or of another run."""
+def read_checkpoint(path: Path, key: str) -> bytes:
+    """What was written with the same key, for `decode_state`; empty if there is none, or it is damaged or of another run."""
     if not path.is_file():
-        return None
+        return b""
     data = path.read_bytes()
     digest, payload = data[:_DIGEST_LENGTH], data[_DIGEST_LENGTH:]
-    if digest != sha256_bytes(key.encode() + payload).encode():
-        return None
+    return payload if digest == sha256_bytes(key.encode() + payload).encode() else b""
+
+
+def decode_state(payload: bytes) -> dict[str, Any]:
+    """The state in what `read_checkpoint` returned, its tensors on the CPU."""
     state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
     return state

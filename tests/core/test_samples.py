@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from masksparse_deploy.core.config import DataOptions
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError, UsageError
-from masksparse_deploy.core.samples import Samples, read_samples
+from masksparse_deploy.core.samples import Samples, read_samples, read_split
 
 IMAGES = np.random.default_rng(0).standard_normal((5, 3, 4, 4)).astype(np.float32)
 LABELS = np.arange(5)
@@ -53,6 +54,24 @@ def test_a_factory_returns_a_pair(tmp_path: Path) -> None:
     assert len(read_samples("mydata:test", folder=tmp_path)) == 3
 
 
+def test_training_images_may_lack_labels_and_no_others(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=IMAGES)
+    code = "import numpy as np\ndef images():\n    return np.zeros((3, 1, 2, 2), np.float32), None\n"
+    (tmp_path / "unlabelled.py").write_text(code)
+    for source, count in (("a.npz", 5), ("unlabelled:images", 3)):
+        data = DataOptions(train=source, test=source, train_limit=2)
+        train = read_split(data, "train", tmp_path)
+        assert train.known_labels is None
+        assert len(train) == 2
+        assert len(read_samples(source, folder=tmp_path)) == count
+        with pytest.raises(UsageError, match="the data set has no labels; add an array 'labels'"):
+            _ = train.labels
+        for split in ("test", "validation"):
+            with pytest.raises(UsageError, match=f"{source}: the {split} images have no labels, without which no accuracy"):
+                read_split(data, split, tmp_path)  # type: ignore[arg-type]
+    assert Samples(IMAGES).digest != Samples(IMAGES, LABELS).digest
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -74,7 +93,7 @@ def test_a_standard_deviation_of_zero(tmp_path: Path) -> None:
 
 
 CASES: list[tuple[str, dict[str, np.ndarray], type[MasksparseError], str]] = [
-    ("no labels", {"images": IMAGES}, UsageError, "no array 'labels'; it holds images"),
+    ("no images", {"pixels": IMAGES, "labels": LABELS}, UsageError, "no array 'images'; it holds pixels, labels"),
     ("too few labels", {"images": IMAGES, "labels": LABELS[:3]}, UsageError, "5 images but labels of shape"),
     ("three dimensions", {"images": IMAGES[0], "labels": LABELS[:3]}, UsageError, "not float32 .count, channels"),
     (
@@ -84,6 +103,7 @@ CASES: list[tuple[str, dict[str, np.ndarray], type[MasksparseError], str]] = [
         "images are int64; give 8",
     ),
     ("text", {"images": IMAGES.astype(str), "labels": LABELS}, UsageError, "images are <U"),
+    ("labels that are flags", {"images": IMAGES, "labels": LABELS > 1}, UsageError, "labels are bool, not integers"),
     ("real labels", {"images": IMAGES, "labels": LABELS + 0.5}, UsageError, "labels are float64, not integers"),
     ("not a number", {"images": IMAGES * np.nan, "labels": LABELS}, ArtifactError, "NaN or infinite"),
     ("empty", {"images": IMAGES[:0], "labels": LABELS[:0]}, UsageError, "empty"),
