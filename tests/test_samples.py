@@ -1,6 +1,9 @@
 """Each sample runs from its folder as its README says, and keeps what the project promises."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,19 @@ from tests.project import masksparse
 from tests.requirements import REPOSITORY
 
 DIGITS = REPOSITORY / "samples" / "digits"
+OWN_LOOP = REPOSITORY / "samples" / "own_loop"
+
+# Stands in for torchvision and timm, which hand over a network and are asked for weights by name.
+STAND_IN = """
+from torch import nn
+def network(**options):
+    print("asked for", sorted(options.items()))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+def resnet18(weights=None):
+    return network(weights=weights)
+def create_model(name, pretrained=False):
+    return network(name=name, pretrained=pretrained)
+"""
 
 
 @pytest.mark.slow
@@ -32,3 +48,58 @@ def test_digits_from_checkpoint_to_verdict(tmp_path: Path) -> None:
     accuracy = json.loads((tmp_path / "out" / "validation.json").read_text())["accuracy"]
     assert accuracy["dense_correct"] / accuracy["total"] >= 0.99
     assert accuracy["drop_points"] <= 0.5
+
+
+def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(OWN_LOOP / "run.py"), *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+@pytest.mark.slow
+def test_own_loop_learns_masks_that_can_be_baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = own_loop("--network", "small", "--out", tmp_path)
+    assert result.returncode == 0, result.stderr
+    magnitude, learned = (
+        float(line.split(": ")[1].split("%")[0]) for line in result.stdout.splitlines() if line.startswith("answers with")
+    )
+    assert learned < magnitude / 2
+    assert "network as before, bit for bit: yes" in result.stdout
+    # The README shows this output; other processors may round the percentages otherwise.
+    shown = (OWN_LOOP / "README.md").read_text(encoding="utf-8")
+    fixed = [line for line in result.stdout.splitlines()[:-1] if not line.startswith("answers with")]
+    assert [line for line in fixed if line not in shown] == []
+    monkeypatch.setenv("PYTHONPATH", str(OWN_LOOP))
+    model = ["--factory", "run:small_network", "--weights", tmp_path / "model.safetensors", "--data", "run:unseen_images"]
+    baked = masksparse("bake", *model, "--masks", tmp_path / "masks.safetensors", "--out", tmp_path)
+    assert baked.returncode == 0, baked.stderr
+    assert json.loads((tmp_path / "bake.json").read_text())["layers"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "asked"),
+    [
+        (["--network", "torchvision", "--weights", "IMAGENET1K_V1"], "asked for [('weights', 'IMAGENET1K_V1')]"),
+        (
+            ["--network", "timm", "--weights", "resnet18.a1_in1k"],
+            "asked for [('name', 'resnet18.a1_in1k'), ('pretrained', True)]",
+        ),
+        ([], "asked for [('weights', None)]"),
+    ],
+)
+def test_own_loop_takes_the_networks_of_others(tmp_path: Path, arguments: list[str], asked: str) -> None:
+    for module in ("torchvision/models.py", "timm.py"):
+        (tmp_path / module).parent.mkdir(exist_ok=True)
+        (tmp_path / module).write_text(STAND_IN)
+    (tmp_path / "torchvision" / "__init__.py").touch()
+    result = own_loop(*arguments, "--steps", "1", "--out", tmp_path / "out", path=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert asked in result.stdout
+
+
+@pytest.mark.slow
+def test_own_loop_has_no_trained_weights_of_its_own(tmp_path: Path) -> None:
+    result = own_loop("--network", "small", "--weights", "IMAGENET1K_V1", "--out", tmp_path)
+    assert result.returncode == 1
+    assert "use --network torchvision or timm with --weights" in result.stderr

@@ -1,4 +1,5 @@
 import copy
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from masksparse_deploy.pipeline.stages import bake_model
 from tests.learn.networks import Zoo, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import TinyCnn, example_images, tiny_cnn
 from tests.project import FACTORY
+from tests.requirements import REPOSITORY
 
 EXAMPLE = torch.zeros(1, 3, 8, 8)
 METHODS: list[Method] = ["scores", "gumbel"]
@@ -400,3 +402,34 @@ def test_the_written_masks_can_be_baked(tmp_path: Path, method: Method) -> None:
         progress=silent,
     )
     assert {layer.weight_name for layer in report.layers} == set(masks.selectors)
+
+
+def test_the_lines_in_the_documentation_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (REPOSITORY / "docs" / "library.md").read_text(encoding="utf-8")
+    loop, choice = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    model = tiny_cnn()
+    before = described(model)
+    data = labelled_by_network(64, seed=3)
+    images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    monkeypatch.chdir(tmp_path)
+    exec(loop, {"model": model, "images": images, "loader": list(zip(images.split(16), labels.split(16), strict=True))})
+    assert described(model) == before
+    assert read_mask_set(tmp_path / "masks.safetensors").source_sha256 == state_fingerprint(model)
+
+    network = Documented()
+    exec(choice, {"attach_masks": attach_masks, "model": network, "images": images})
+    assert [name for name, module in network.named_modules() if parametrize.is_parametrized(module)] == ["conv", "classifier.0"]
+
+
+class Documented(nn.Module):
+    """A network with the layer names that the documentation uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.layer1 = nn.Sequential(nn.Conv2d(8, 8, 3))
+        self.conv = nn.Conv2d(8, 8, 3)
+        self.classifier = nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.conv(self.layer1(self.stem(x))).mean((2, 3)))
