@@ -7,36 +7,17 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
 
-__all__ = ["count_kept", "groups_of", "members_of", "ungroup"]
+__all__ = ["count_kept", "members_of"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
 
-def groups_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDArray[_Scalar]:
-    """View `array` as groups: the axis goes last and is split into (shape[axis] // size, size).
-
-    For a kernel (out_channels, in_channels, kernel_h, kernel_w), axis 1 and size 4 the result has the shape
-    (out_channels, kernel_h, kernel_w, in_channels // 4, 4): one group per output channel and kernel position.
-
-    Raises:
-        UsageError: the axis does not exist or its length is not a multiple of `size`.
-    """
-    length = _checked_length(array, axis, size)
-    moved = np.moveaxis(array, axis, -1)
-    return moved.reshape(*moved.shape[:-1], length // size, size)
-
-
-def ungroup(groups: npt.NDArray[Any], *, axis: int) -> npt.NDArray[Any]:
-    """The inverse of `groups_of` for the same axis."""
-    return np.moveaxis(groups.reshape(*groups.shape[:-2], -1), -1, axis)
-
-
 def members_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDArray[_Scalar]:
-    """View `array` by place within the group: element i holds the i-th member of every group.
+    """View `array` by place within the group: element i holds the i-th member of every group of `size` along `axis`.
 
     For a kernel (out_channels, in_channels, kernel_h, kernel_w), axis 1 and size 4 the result has the shape
-    (4, out_channels, in_channels // 4, kernel_h, kernel_w). Unlike `groups_of` it leaves the rest of the memory order, so
-    that work on whole members is fast; writing to the view of a contiguous array writes to the array.
+    (4, out_channels, in_channels // 4, kernel_h, kernel_w): one group per output channel and kernel position. Writing to the
+    view of a contiguous array writes to the array.
 
     Raises:
         UsageError: the axis does not exist or its length is not a multiple of `size`.

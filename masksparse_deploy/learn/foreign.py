@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from masksparse_deploy.core.artifacts.document import SkippedLayer
-from masksparse_deploy.core.artifacts.foreign import Grouping, ImportedLayer, ImportReport
+from masksparse_deploy.core.artifacts.foreign import ImportedLayer, ImportReport
 from masksparse_deploy.core.config import ModelOptions
 from masksparse_deploy.core.files import make_folder, require_file, sha256_bytes, sha256_file, write_atomic
 from masksparse_deploy.core.masks import LayerMask, MaskSet
@@ -18,7 +18,8 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, obstacles
 from masksparse_deploy.learn.foreign_state import ForeignState, read_foreign
-from masksparse_deploy.learn.groupings import HARDWARE_PATTERN, ZeroGroups, find_groups
+from masksparse_deploy.learn.foreign_verdict import explain_zeros
+from masksparse_deploy.learn.groupings import HARDWARE_PATTERN, find_groups
 from masksparse_deploy.learn.model import build_model, fill_model, read_state, state_fingerprint
 from masksparse_deploy.learn.probe import WeightLayer, probe_model, weight_layers
 
@@ -28,6 +29,10 @@ MASKS = "masks.safetensors"
 WEIGHTS = "weights.safetensors"
 REPORT = "import.json"
 METHOD = "imported"
+_WITHOUT_MASK = (
+    "the file holds the weight without its mask: torch.ao.pruning saves no masks, call the sparsifier's squash_mask() "
+    "before saving"
+)
 
 
 def import_foreign(
@@ -83,7 +88,7 @@ def import_foreign(
                 zeros=groups.zeros,
                 pattern=str(groups.pattern) if groups.pattern is not None else None,
                 usable=usable,
-                why=_why(groups, obstacle, weight, masked_elsewhere=weight_name in foreign.unmasked),
+                why=_WITHOUT_MASK if weight_name in foreign.unmasked else explain_zeros(groups, obstacle, weight.shape),
                 density=float(np.count_nonzero(weight) / weight.size),
                 groupings=groups.groupings,
                 mask_sha256=masks[weight_name].digest if usable else None,
@@ -146,53 +151,9 @@ def _input_axis(module: WeightLayer) -> int:
 
 
 def _mask(weight_name: str, weight: npt.NDArray[np.float32], foreign: ForeignState, pattern: NMPattern) -> LayerMask:
-    order = 2 * (weight != 0).astype(np.float32)
+    order = (weight != 0).astype(np.float32)
     if weight_name in foreign.masks:
+        # What the tool drops is zero, so these come after the nonzero weights.
         order += foreign.masks[weight_name].numpy()
     keep = pattern.keep_largest(order, group_axis=GROUP_AXIS)
     return LayerMask(weight_name=weight_name, keep=keep, group_axis=GROUP_AXIS, pattern=pattern)
-
-
-def _why(groups: ZeroGroups, obstacle: str | None, weight: npt.NDArray[np.float32], *, masked_elsewhere: bool) -> str:
-    """The verdict on one layer in words."""
-    if masked_elsewhere:
-        return (
-            "the file holds the weight without its mask: torch.ao.pruning saves no masks, call the sparsifier's squash_mask() "
-            "before saving"
-        )
-    if groups.zeros == "dense":
-        return f"no zeros; {obstacle}" if obstacle else "no zeros"
-    if groups.zeros == "unstructured":
-        best = max(groups.groupings, key=_share, default=None)
-        nearest = f": {_broken(best)} along {_words(best, weight)}" if best is not None else ""
-        also = f"; {obstacle}" if obstacle else ""
-        return f"zeros without a pattern that sparse kernels read{nearest}{also}"
-    here = next(entry for entry in groups.groupings if entry.convention == groups.zeros)
-    along = f"{groups.pattern}, groups run along {_words(here, weight)}"
-    if obstacle:
-        return f"{along}; not usable: {obstacle}"
-    if groups.zeros == "input channels":
-        return along if groups.suits_hardware else f"{along}; not usable: sparse kernels read {HARDWARE_PATTERN} only"
-    needed = next((entry for entry in groups.groupings if entry.convention == "input channels"), None)
-    broken = f": {_broken(needed)} along input channels" if needed is not None else ""
-    size = f"{weight.shape[0]}x{weight.shape[1]} {'x'.join(map(str, weight.shape[2:]))} kernels"
-    return f"{along}; on {size if weight.ndim > 2 else f'{weight.shape[0]}x{weight.shape[1]} weights'} not usable{broken}"
-
-
-def _words(grouping: Grouping, weight: npt.NDArray[np.float32]) -> str:
-    if grouping.convention == "kernel taps" and weight[0, 0].size == 1:
-        return "rows that run on into the next one"
-    if grouping.convention == "channels last":
-        return "channels-last rows that run on into the next kernel position"
-    return grouping.convention
-
-
-def _share(grouping: Grouping) -> float:
-    return grouping.conforming_count / grouping.group_count
-
-
-def _broken(grouping: Grouping) -> str:
-    broken = grouping.group_count - grouping.conforming_count
-    return (
-        f"{broken:,} of {grouping.group_count:,} groups ({100 * broken / grouping.group_count:.3g} %) break {grouping.pattern}"
-    )

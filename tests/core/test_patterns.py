@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -6,10 +8,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.groups import count_kept, groups_of, members_of, ungroup
+from masksparse_deploy.core.groups import count_kept, members_of
 from masksparse_deploy.core.patterns import NMPattern
 
 TWO_FOUR = NMPattern(n=2, m=4)
+
+
+def groups_of(array: npt.NDArray[Any], *, axis: int, size: int) -> npt.NDArray[Any]:
+    """What a group is: the axis goes last and is split into (shape[axis] // size, size)."""
+    moved = np.moveaxis(array, axis, -1)
+    return moved.reshape(*moved.shape[:-1], -1, size)
+
+
+def ungroup(groups: npt.NDArray[Any], *, axis: int) -> npt.NDArray[Any]:
+    return np.moveaxis(groups.reshape(*groups.shape[:-2], -1), -1, axis)
 
 
 @st.composite
@@ -84,10 +96,9 @@ def test_ties_go_to_the_smaller_index() -> None:
 
 def test_groups_of_a_kernel_run_along_input_channels() -> None:
     kernel = np.arange(2 * 8 * 3 * 3).reshape(2, 8, 3, 3)
-    groups = groups_of(kernel, axis=1, size=4)
-    assert groups.shape == (2, 3, 3, 2, 4)
-    assert groups[1, 2, 0, 1].tolist() == kernel[1, 4:8, 2, 0].tolist()
-    np.testing.assert_array_equal(ungroup(groups, axis=1), kernel)
+    members = members_of(kernel, axis=1, size=4)
+    assert members.shape == (4, 2, 2, 3, 3)
+    assert members[:, 1, 1, 2, 0].tolist() == kernel[1, 4:8, 2, 0].tolist()
 
 
 def test_a_fifth_kept_weight_is_counted() -> None:
