@@ -29,7 +29,7 @@ from masksparse_deploy.learn.model import load_model, state_fingerprint
 from masksparse_deploy.learn.probe import probe_model, weight_layers
 from masksparse_deploy.learn.sensitivity import Meter
 
-__all__ = ["CHECKPOINT", "DEFAULT_POINTS", "SELECTION", "choose_layers", "read_targets", "select"]
+__all__ = ["CHECKPOINT", "DEFAULT_POINTS", "SELECTION", "allowed_loss", "choose_layers", "read_targets", "select"]
 
 SELECTION = "selection.json"
 CHECKPOINT = "select.checkpoint"
@@ -94,7 +94,7 @@ def select(
     if points is None and targets is None:
         points = DEFAULT_POINTS
     order = [layer.name for layer in sensitivities if layer.name in candidates]
-    lowest = None if points is None else meter.dense_correct - _allowed_loss(points, meter.total)
+    lowest = None if points is None else meter.dense_correct - allowed_loss(points, meter.total)
     steps = choose_layers(order, meter.measure, lowest_correct=lowest, progress=progress)
     kept = [step for step in steps if step.kept]
     chosen = {step.layer for step in kept}
@@ -153,6 +153,14 @@ def choose_layers(
     return tuple(steps)
 
 
+def allowed_loss(points: float, total: int) -> int:
+    """How many of `total` images may be lost within `points` percentage points.
+
+    Exact for `points` as written in decimals: 0.57 points of 10,000 images are 57, though the nearest float is a little less.
+    """
+    return math.floor(Fraction(repr(points)) * total / 100)
+
+
 def read_targets(path: Path, names: Sequence[str]) -> tuple[str, ...]:
     """The layers for which the target brings a sparse kernel: names or globs.
 
@@ -205,11 +213,6 @@ def _sensitivity(layer: EligibleLayer, alone: Measured, unmasked: Measured, patt
         alone=alone,
         sensitivity=alone.divergence - unmasked.divergence,
     )
-
-
-def _allowed_loss(points: float, total: int) -> int:
-    """How many images may be lost; exact, as 0.57 points of 100 images are no image short of 0.57."""
-    return math.floor(Fraction(repr(points)) * total / 100)
 
 
 def _assignment(
