@@ -406,15 +406,24 @@ def test_the_written_masks_can_be_baked(tmp_path: Path, method: Method) -> None:
 
 def test_the_lines_in_the_documentation_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (REPOSITORY / "docs" / "library.md").read_text(encoding="utf-8")
-    loop, choice = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    loop, settling, choice = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     model = tiny_cnn()
     before = described(model)
     data = labelled_by_network(64, seed=3)
     images, labels = torch.from_numpy(data.images), torch.from_numpy(data.labels)
+    loader = list(zip(images.split(16), labels.split(16), strict=True))
     monkeypatch.chdir(tmp_path)
-    exec(loop, {"model": model, "images": images, "loader": list(zip(images.split(16), labels.split(16), strict=True))})
+    exec(loop, {"model": model, "images": images, "loader": loader})
     assert described(model) == before
     assert read_mask_set(tmp_path / "masks.safetensors").source_sha256 == state_fingerprint(model)
+
+    with attach_masks(model, images, method="gumbel") as masks:
+        train(masks)
+        drawn = masks.mask_set()
+        exec(settling, {"torch": torch, "model": model, "masks": masks, "loader": loader})
+        settled = masks.mask_set()
+    assert all(settled.layers[name].digest == mask.digest for name, mask in drawn.layers.items())
+    assert all(not np.array_equal(settled.statistics[name], values) for name, values in drawn.statistics.items())
 
     network = Documented()
     exec(choice, {"attach_masks": attach_masks, "model": network, "images": images})
