@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,50 +6,16 @@ import pytest
 import torch
 from torch import nn
 
-from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import MachineError, OutputError, UsageError
-from masksparse_deploy.core.masks import fingerprint
-from masksparse_deploy.core.patterns import NMPattern
-from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
-from masksparse_deploy.learn.eligibility import EligibleLayer, survey_layers
-from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.model import state_fingerprint
-from masksparse_deploy.learn.probe import probe_model
-from masksparse_deploy.learn.sparsifier import Outcome
+from tests.learn.learning import OPTIONS, PATTERN, TRAIN, content, layers, run
 from tests.learn.networks import RootNet, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import TinyCnn, tiny_cnn
 
-PATTERN = NMPattern(n=2, m=4)
-OPTIONS = MaskOptions(epochs=3, batch_size=32, augment="shift-mirror", device="cpu")
 METHODS: tuple[Method, ...] = ("scores", "gumbel")
-TRAIN = labelled_by_network(96, seed=1)
-
-
-def layers(model: nn.Module) -> tuple[EligibleLayer, ...]:
-    return survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
-
-
-def run(
-    checkpoint: Path,
-    change: Mapping[str, object] | None = None,
-    *,
-    method: Method = "scores",
-    model: nn.Module | None = None,
-    train: Samples = TRAIN,
-    log_folder: Path | None = None,
-    progress: Progress = silent,
-) -> Outcome:
-    model = model or tiny_cnn()
-    options = OPTIONS.model_copy(update=change or {})
-    learned = Learned(options=options, method=method, checkpoint=checkpoint, log_folder=log_folder, progress=progress)
-    return learned.sparsify(model, layers(model), train)
-
-
-def content(outcome: Outcome) -> tuple[object, ...]:
-    """What two runs must have in common to be called the same."""
-    return {n: m.digest for n, m in outcome.masks.items()}, fingerprint(outcome.statistics), outcome.history
 
 
 @pytest.mark.parametrize("method", METHODS)

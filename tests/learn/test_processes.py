@@ -1,0 +1,118 @@
+"""Learning in several processes, and processes that are killed."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.learn.learning import content, run
+from tests.requirements import REPOSITORY
+
+SECONDS = 120
+
+
+def start(folder: Path, plans: list[dict[str, Any]], count: int = 1) -> list[subprocess.Popen[str]]:
+    """Start `count` processes that know of one another, as a launcher would."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for index in range(count):
+        variables = {
+            "RANK": index,
+            "LOCAL_RANK": index,
+            "WORLD_SIZE": count,
+            "LOCAL_WORLD_SIZE": count,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": 1,
+        }
+        environment = {**os.environ, **({name: str(value) for name, value in variables.items()} if count > 1 else {})}
+        command = [sys.executable, "-m", "tests.learn.learning_process", str(folder), json.dumps(plans)]
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **pipes))
+    return started
+
+
+def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """The results of all runs; fails where the process hangs or writes to stderr."""
+    try:
+        output, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert errors == ""
+    assert process.returncode == 0
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def wait_for_pause(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "paused\n"
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=SECONDS)
+    assert process.returncode == -signal.SIGKILL
+
+
+def test_a_process_killed_in_mid_epoch_goes_on_to_the_same_masks(tmp_path: Path) -> None:
+    # Three steps are an epoch; the state after the fourth is there when the fifth is done.
+    plan = {"checkpoint": "c", "method": "gumbel", "options": {"checkpoint_steps": 1}, "pause": 5}
+    (process,) = start(tmp_path, [plan])
+    wait_for_pause(process)
+    kill(process)
+    seen: list[int] = []
+    continued = run(tmp_path / "c", method="gumbel", progress=lambda text, done, total: seen.append(done))
+    assert seen == [5, 6, 7, 8, 9]
+    assert content(continued) == content(run(tmp_path / "whole", method="gumbel"))
+
+
+def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    plain = {"batch_size": 16, "batch_norm": False, "augment": "none"}
+    plans = [
+        {"checkpoint": "a", "options": {"batch_size": 16, "accumulate": 2, "max_steps": 5}},
+        {"checkpoint": "b", "method": "gumbel", "options": {"batch_size": 16, "autocast": "bfloat16"}},
+        {"checkpoint": "c", "options": plain},
+        {"checkpoint": "file/d"},
+        {"checkpoint": "e", "images": 3},
+    ]
+    main, other = (results(process) for process in start(tmp_path, plans, count=2))
+    for index in range(3):
+        assert main[index]["content"] == other[index]["content"]
+    # The main process alone shows progress and writes.
+    assert [len(result["seen"]) for result in main] == [3, 9, 9, 1, 0]
+    assert not any(result["seen"] for result in other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file"]
+    # What the main process alone fails at ends the others too, who would wait for it else.
+    assert main[3]["error"] == "OutputError"
+    assert other[3]["message"] == "the main process failed, see its message; all processes stop"
+    assert main[4] == other[4]
+    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[4]["message"]
+    # Two processes see in a step what one sees with two batches. A half of the sum of two float32 means is their mean.
+    alone = content(run(tmp_path / "alone", {**plain, "accumulate": 2}))
+    assert main[2]["content"][0] == alone[0]
+    assert main[2]["content"][2] == pytest.approx(alone[2], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_of_two_processes_is_killed_the_other_stops_and_both_go_on(tmp_path: Path, killed: int) -> None:
+    options = {"batch_size": 16, "checkpoint_steps": 1}
+    processes = start(tmp_path, [{"checkpoint": "c", "options": options, "pause": 5}], count=2)
+    wait_for_pause(processes[0])
+    kill(processes[killed])
+    output, errors = processes[1 - killed].communicate("\n", timeout=SECONDS)
+    assert json.loads(output)["error"] == "MachineError", errors
+    assert f"process {1 - killed} of 2 lost the others" in json.loads(output)["message"]
+    plans = [{"checkpoint": name, "options": options} for name in ("c", "whole")]
+    main, other = (results(process) for process in start(tmp_path, plans, count=2))
+    assert main[0]["seen"] == [5, 6, 7, 8, 9]
+    assert main[0]["content"] == main[1]["content"] == other[0]["content"] == other[1]["content"]
