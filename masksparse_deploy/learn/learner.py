@@ -194,10 +194,11 @@ class Learner:
     def _loss(self, images: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
         dense_logits = None
         with self._accelerator.autocast():
-            logits = self._network(images).float()
+            # Before the other network, whose activations stay in memory until the backward pass.
             if self._teacher is not None:
                 with torch.no_grad():
                     dense_logits = self._teacher(images).float()
+            logits = self._network(images).float()
         share, temperature = self._options.distillation, self._options.temperature
         return masking_loss(logits, labels, dense_logits, distillation=share, temperature=temperature)
 
