@@ -1,13 +1,14 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.errors import ArtifactError, UsageError
-from masksparse_deploy.core.masks import LayerMask, MaskSet, fingerprint, read_mask_set
+from masksparse_deploy.core.masks import AxisPermutation, LayerMask, MaskSet, fingerprint, read_mask_set
 from masksparse_deploy.core.patterns import NMPattern
 
 PATTERN = NMPattern(n=2, m=4)
@@ -26,7 +27,12 @@ def mask_set(order: tuple[str, ...] = ("a.weight", "b.weight")) -> MaskSet:
         method="magnitude",
         skipped=(SkippedLayer(name="stem", reason="3 input channels", weight_count=27, mac_count=270),),
         statistics={"bn.running_mean": np.arange(4, dtype=np.float32)},
+        permutations=(permutation("a.weight", 1), permutation("a.weight", 0), permutation("b.bias", 0)),
     )
+
+
+def permutation(name: str, axis: int, order: tuple[int, ...] = (2, 0, 3, 1)) -> AxisPermutation:
+    return AxisPermutation(name=name, axis=axis, order=np.array(order, np.int64))
 
 
 def test_a_mask_set_survives_the_disk(tmp_path: Path) -> None:
@@ -39,6 +45,39 @@ def test_a_mask_set_survives_the_disk(tmp_path: Path) -> None:
     for name, mask in read.layers.items():
         np.testing.assert_array_equal(mask.keep, written.layers[name].keep)
     np.testing.assert_array_equal(read.statistics["bn.running_mean"], np.arange(4))
+    orders = {(permutation.name, permutation.axis): permutation.order.tolist() for permutation in read.permutations}
+    assert orders == {key: [2, 0, 3, 1] for key in (("a.weight", 0), ("a.weight", 1), ("b.bias", 0))}
+
+
+@pytest.mark.parametrize("wrong", [(0, 1, 1, 3), (0, 1, 2, 4), (-1, 0, 1, 2)])
+def test_an_order_that_misses_a_channel_is_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(ArtifactError, match=r"permutation of a\.weight, axis 1: not every index exactly once"):
+        permutation("a.weight", 1, wrong)
+
+
+def test_an_order_of_another_type_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="not every index exactly once"):
+        AxisPermutation(name="a", axis=0, order=np.arange(4, dtype=np.int32))  # type: ignore[arg-type]
+
+
+def test_a_changed_order_in_the_file_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    data = mask_set().to_bytes()
+    tampered = data.replace(np.array((2, 0, 3, 1), np.int64).tobytes(), np.array((0, 2, 3, 1), np.int64).tobytes(), 1)
+    assert tampered != data
+    path.write_bytes(tampered)
+    with pytest.raises(ArtifactError, match="changed after it was written"):
+        read_mask_set(path)
+
+
+@pytest.mark.parametrize("key", ["order/a.weight", "order/first/a.weight"])
+def test_an_order_without_an_axis_is_damaged(tmp_path: Path, key: str) -> None:
+    path = tmp_path / "m.safetensors"
+    data = mask_set().to_bytes()
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+    path.write_bytes(save({**load(data), key: np.arange(4)}, metadata=metadata))
+    with pytest.raises(ArtifactError, match="damaged"):
+        read_mask_set(path)
 
 
 def test_identity_does_not_depend_on_insertion_order_but_on_content() -> None:
@@ -49,8 +88,15 @@ def test_identity_does_not_depend_on_insertion_order_but_on_content() -> None:
         {"method": "scores"},
         {"statistics": {}},
         {"statistics": {"bn.running_mean": np.ones(4, np.float32)}},
+        {"permutations": ()},
+        {"permutations": (permutation("a.weight", 1),)},
+        {"permutations": (permutation("a.weight", 0),)},
+        {"permutations": (permutation("b.weight", 1),)},
+        {"permutations": (permutation("a.weight", 1, (3, 2, 1, 0)),)},
     )
-    assert len({mask_set().digest, *(dataclasses.replace(mask_set(), **change).digest for change in changes)}) == 5
+    assert len({mask_set().digest, *(dataclasses.replace(mask_set(), **change).digest for change in changes)}) == 10
+    reverse = dataclasses.replace(mask_set(), permutations=mask_set().permutations[::-1])
+    assert (reverse.digest, reverse.to_bytes()) == (mask_set().digest, mask_set().to_bytes())
 
 
 def test_writing_twice_gives_the_same_bytes() -> None:
@@ -79,6 +125,13 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
     data = mask_set().to_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(ArtifactError, match="damaged"):
+        read_mask_set(path)
+
+
+def test_a_file_of_an_older_version_asks_to_learn_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(save(load(mask_set().to_bytes()), metadata={"masksparse": '{"schema_version": 1}'}))
+    with pytest.raises(ArtifactError, match=r"schema version 1; this version reads 2: run 'masksparse learn' again"):
         read_mask_set(path)
 
 
