@@ -94,7 +94,9 @@ def bake_model(
     out: Path,
     progress: Progress,
 ) -> BakeReport:
-    """Load the trained model and bake a mask set into it; the first few samples become the probe.
+    """Load the trained model, bring its channels into the mask set's order, and bake the mask set into it.
+
+    The first few samples become the probe.
 
     Args:
         model_options: the trained model; relative paths start at `folder`.
@@ -106,20 +108,27 @@ def bake_model(
         progress: told how far the work is.
 
     Raises:
-        MasksparseError: as learn.model.load_model and bake.run.bake do.
+        MasksparseError: as learn.model.load_model, learn.permutation.apply and bake.run.bake do.
     """
     from masksparse_deploy.bake.run import bake
     from masksparse_deploy.learn.model import load_model, state_fingerprint
+    from masksparse_deploy.learn.permutation.apply import check_unchanged, permute
 
     mask_set = read_mask_set(masks)
     model = load_model(model_options, folder)
+    # Masks are made for the weights as they were trained, so these are what is compared.
+    source_sha256 = state_fingerprint(model)
     probe = samples.images[:PROBE_COUNT]
+    if mask_set.permutations:
+        permuted = permute(model, mask_set.permutations)
+        check_unchanged(model, permuted, probe)
+        model = permuted
     return bake(
         model,
         mask_set,
         options,
         example_shape=(probe.shape[1], probe.shape[2], probe.shape[3]),
-        source_sha256=state_fingerprint(model),
+        source_sha256=source_sha256,
         out=out,
         probe_images=probe,
         progress=progress,
