@@ -161,7 +161,7 @@ def selection_table(selection: LayerSelection) -> Iterable[Table | str]:
             escape(layer.name),
             "x".join(map(str, layer.shape)),
             f"{layer.mac_count / selection.macs.total:.1%}",
-            f"{layer.sensitivity:.2e}",
+            f"{layer.alone.divergence:.2e}",
             f"{layer.alone.drop_points:.2f}",
             together.get(layer.name, "-"),
             DENSE if stays_dense else f"[green]{assigned.pattern}[/]",
@@ -177,10 +177,11 @@ def selection_table(selection: LayerSelection) -> Iterable[Table | str]:
         f"{_percent(selection.macs.masked / selection.macs.total)} of MACs, {selection.amdahl_limit:.2f}x at most"
     )
     total, joint = selection.total, selection.joint
+    masks = f"{selection.method} masks" + (" and re-estimated batch-norm statistics" if joint.statistics_updated else "")
     budget = "no limit" if selection.budget_points is None else f"{selection.budget_points:g} allowed"
     yield (
         f"accuracy {_percent(selection.dense_correct / total)} -> {_percent(joint.correct / total)}, "
-        f"{joint.drop_points:.2f} points lost ({budget}); {selection.method}, {total} {selection.decided_on} images"
+        f"{joint.drop_points:.2f} points lost ({budget}) with {masks}, {total} {selection.decided_on} images"
     )
 
 

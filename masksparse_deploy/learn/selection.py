@@ -33,6 +33,7 @@ __all__ = ["CHECKPOINT", "DEFAULT_POINTS", "SELECTION", "allowed_loss", "choose_
 
 SELECTION = "selection.json"
 CHECKPOINT = "select.checkpoint"
+METHOD = "magnitude"
 DEFAULT_POINTS = 1.0
 
 
@@ -48,10 +49,11 @@ def select(
 ) -> LayerSelection:
     """Measure every eligible layer, choose those to mask, write selection.json.
 
-    Every layer is masked alone first. Layers are then added in the order of least sensitivity for each multiply-accumulate
+    Every layer is masked alone first. Layers are then added in the order of least divergence for each multiply-accumulate
     saved; after each one the whole network is measured, as drops do not add up, and a layer that breaks the budget is taken
-    out again. Masks are by magnitude, so that learned masks lose less. The same inputs, seed, PyTorch and thread count give
-    the same bytes, also when the selection was interrupted and continued.
+    out again. Masks are by magnitude (see `Meter`); learned masks lose less.
+
+    The same inputs, seed, PyTorch and thread count give the same bytes, also when the selection was interrupted and continued.
 
     Args:
         model_options: the network.
@@ -83,12 +85,11 @@ def select(
     candidates = _candidates(survey, targets)
 
     meter = Meter(model, survey.eligible, train, judge, mask_options, checkpoint=out / CHECKPOINT)
-    unmasked = meter.measure(())
     sensitivities = []
     for index, layer in enumerate(survey.eligible):
-        sensitivities.append(_sensitivity(layer, meter.measure((layer.name,)), unmasked, pattern))
+        sensitivities.append(_sensitivity(layer, meter.measure((layer.name,)), pattern))
         progress("measuring each layer", index + 1, len(survey.eligible))
-    sensitivities.sort(key=lambda layer: layer.sensitivity / layer.saved_mac_count)
+    sensitivities.sort(key=lambda layer: layer.alone.divergence / layer.saved_mac_count)
 
     points = select_options.points
     if points is None and targets is None:
@@ -102,17 +103,16 @@ def select(
     selection = LayerSelection(
         source_sha256=state_fingerprint(model),
         pattern=str(pattern),
-        method=meter.method,
+        method=METHOD,
         budget_points=points,
         targets=targets,
         decided_on=decided_on,
         data_sha256=judge.digest,
         dense_correct=meter.dense_correct,
         total=meter.total,
-        unmasked_divergence=unmasked.divergence,
         layers=tuple(sensitivities),
         steps=steps,
-        joint=kept[-1].joint if kept else Measured(correct=meter.dense_correct, drop_points=0.0, divergence=0.0),
+        joint=kept[-1].joint if kept else _dense(meter),
         assignment=_assignment(survey, steps, pattern, points),
         macs=Share(masked=masked_macs, total=survey.mac_count),
         amdahl_limit=survey.mac_count / (survey.mac_count - masked_macs * (1 - pattern.density)),
@@ -204,14 +204,17 @@ def _candidates(survey: LayerSurvey, targets: Sequence[str] | None) -> set[str]:
     return found
 
 
-def _sensitivity(layer: EligibleLayer, alone: Measured, unmasked: Measured, pattern: NMPattern) -> LayerSensitivity:
+def _dense(meter: Meter) -> Measured:
+    return Measured(correct=meter.dense_correct, drop_points=0.0, divergence=0.0, statistics_updated=False)
+
+
+def _sensitivity(layer: EligibleLayer, alone: Measured, pattern: NMPattern) -> LayerSensitivity:
     return LayerSensitivity(
         name=layer.name,
         shape=layer.shape,
         mac_count=layer.mac_count,
         saved_mac_count=layer.mac_count // pattern.m * (pattern.m - pattern.n),
         alone=alone,
-        sensitivity=alone.divergence - unmasked.divergence,
     )
 
 

@@ -20,7 +20,7 @@ MASK = MaskOptions(assignment=NAME)
 
 def make_selection(*chosen: str, **changes: str) -> LayerSelection:
     """As made for the uneven network."""
-    nothing = Measured(correct=9, drop_points=10.0, divergence=0.1)
+    nothing = Measured(correct=9, drop_points=10.0, divergence=0.1, statistics_updated=False)
     names = ("stem", "free", "mild", "fragile", "fc")
     return LayerSelection(
         source_sha256=state_fingerprint(uneven_net()),
@@ -32,7 +32,6 @@ def make_selection(*chosen: str, **changes: str) -> LayerSelection:
         data_sha256="0" * 64,
         dense_correct=10,
         total=10,
-        unmasked_divergence=0.0,
         layers=(),
         steps=(),
         joint=nothing,

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch.nn import functional
 
+from masksparse_deploy.core.artifacts.selection import Measured
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn import sensitivity
+from masksparse_deploy.learn.batch_norm import reestimate
 from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.sensitivity import Meter, mean_divergence
@@ -57,11 +59,12 @@ def test_the_divergence_does_not_see_a_shift_of_all_logits(dense: np.ndarray, sh
     assert mean_divergence(dense, dense) == 0
 
 
-def test_without_masks_and_batch_norm_nothing_is_measured(tmp_path: Path) -> None:
-    meter = make_meter(uneven_net(), tmp_path / "kept")
-    unmasked = meter.measure(())
-    assert (unmasked.correct, unmasked.drop_points, unmasked.divergence) == (64, 0, 0)
-    assert (meter.dense_correct, meter.total, meter.method) == (64, 64, "magnitude")
+def test_without_masks_nothing_is_measured(tmp_path: Path) -> None:
+    for model in (uneven_net(), tiny_cnn(seed=1)):
+        meter = make_meter(model, tmp_path / "kept")
+        nothing = Measured(correct=64, drop_points=0, divergence=0, statistics_updated=False)
+        assert meter.measure(()) == nothing
+        assert (meter.dense_correct, meter.total) == (64, 64)
 
 
 def test_a_layer_that_is_sparse_already_costs_nothing_and_a_fragile_one_much(tmp_path: Path) -> None:
@@ -73,13 +76,22 @@ def test_a_layer_that_is_sparse_already_costs_nothing_and_a_fragile_one_much(tmp
     assert fragile.correct < mild.correct
 
 
-def test_statistics_follow_the_masks_unless_they_must_not(tmp_path: Path) -> None:
-    frozen = make_meter(tiny_cnn(seed=1), tmp_path / "frozen", MASK.model_copy(update={"batch_norm": False}))
-    following = make_meter(tiny_cnn(seed=1), tmp_path / "following")
-    assert (frozen.method, following.method) == ("magnitude", "magnitude + batch norm")
-    # The tiny network's statistics are far from those of its images: estimating them moves it, masks or no masks.
-    assert frozen.measure(()).divergence == 0 < following.measure(()).divergence
-    assert frozen.measure(("block.conv2",)) != following.measure(("block.conv2",))
+def test_statistics_are_estimated_again_only_where_that_helps(tmp_path: Path) -> None:
+    """The tiny network's own statistics are far from those of its images, until these are estimated from them."""
+    layer = ("block.conv2",)
+    frozen = MASK.model_copy(update={"batch_norm": False})
+    astray, settled = tiny_cnn(seed=1), tiny_cnn(seed=1)
+    statistics = reestimate(settled, {}, example_images(96, seed=1), batch_size=32)
+    settled.load_state_dict({name: torch.from_numpy(array) for name, array in statistics.items()}, strict=False)
+
+    kept = make_meter(astray, tmp_path / "a", frozen).measure(layer)
+    assert not kept.statistics_updated
+    # Estimated anew, they would take this network further away than the mask does.
+    assert make_meter(astray, tmp_path / "b").measure(layer) == kept
+
+    before, after = (make_meter(settled, tmp_path / name, mask).measure(layer) for name, mask in (("c", frozen), ("d", MASK)))
+    assert after.statistics_updated
+    assert after.divergence < before.divergence
 
 
 def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,10 @@ def make_inputs(**changes: Any) -> ReportInputs:
 def make_selection() -> LayerSelection:
     """All layers but the last one that was tried get a mask."""
     total = 597
-    measured = [Measured(correct=594 - i // 2, drop_points=100 * (i // 2) / total, divergence=1e-5 * 3**i) for i in range(9)]
+    measured = [
+        Measured(correct=594 - i // 2, drop_points=100 * (i // 2) / total, divergence=1e-5 * 3**i, statistics_updated=True)
+        for i in range(9)
+    ]
     layers = tuple(
         LayerSensitivity(
             name=name,
@@ -70,7 +73,6 @@ def make_selection() -> LayerSelection:
             mac_count=out * into * kernel**2 * positions,
             saved_mac_count=out * into * kernel**2 * positions // 2,
             alone=found,
-            sensitivity=found.divergence,
         )
         for found, (name, out, into, kernel, positions) in zip(measured, LAYERS, strict=True)
     )
@@ -86,14 +88,13 @@ def make_selection() -> LayerSelection:
     return LayerSelection(
         source_sha256=digest("weights"),
         pattern="2:4",
-        method="magnitude + batch norm",
+        method="magnitude",
         budget_points=0.6,
         targets=None,
         decided_on="test",
         data_sha256=digest("samples"),
         dense_correct=594,
         total=total,
-        unmasked_divergence=0.0,
         layers=layers,
         steps=steps,
         joint=steps[-2].joint,

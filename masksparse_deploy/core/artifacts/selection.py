@@ -15,19 +15,20 @@ class Measured(Record):
     """What masks did to the network on the images that decide: `correct` of the document's `total`.
 
     `drop_points` is 100 (dense - correct) / total; `divergence` is the mean over images of KL(dense || masked) of the softmax
-    of the logits, in nats.
+    of the logits, in nats. `statistics_updated`: batch-norm statistics were estimated again for the masks, because that came
+    closer to the dense network than its own statistics do.
     """
 
     correct: int
     drop_points: float
     divergence: float
+    statistics_updated: bool
 
 
 class LayerSensitivity(Record):
-    """An eligible layer, and the network with a mask on this layer alone.
+    """An eligible layer, and the network with a mask on this layer alone; its divergence is the layer's sensitivity.
 
-    `sensitivity` is the divergence beyond that of the unmasked network under re-estimated statistics, in nats; it can be a
-    little below zero. Both counts of multiply-accumulates are for one image; a sparse kernel saves `saved_mac_count` at most.
+    Both counts of multiply-accumulates are for one image; a sparse kernel saves `saved_mac_count` at most.
     """
 
     name: str
@@ -35,7 +36,6 @@ class LayerSensitivity(Record):
     mac_count: int
     saved_mac_count: int
     alone: Measured
-    sensitivity: float
 
 
 class SelectionStep(Record):
@@ -56,10 +56,9 @@ class Assigned(Record):
 class LayerSelection(Document):
     """A choice of layers, made for one network and one pattern.
 
-    `method` names the masks that were measured. `budget_points` is the largest drop allowed; None: no limit, all `targets` are
-    masked. `targets` are the names and globs of layers with a sparse kernel on the target; None: not known.
-    `unmasked_divergence` is what re-estimating batch-norm statistics does by itself; zero where they stay.
-    `layers` are in the order in which they were tried: the least sensitivity for each multiply-accumulate saved first.
+    `method` names the masks that were measured, as "magnitude". `budget_points` is the largest drop allowed; None: no limit,
+    all `targets` are masked. `targets` are the names and globs of layers with a sparse kernel on the target; None: not known.
+    `layers` are in the order in which they were tried: the least divergence for each multiply-accumulate saved first.
     `joint` is the network with all masks of the assignment, which covers every layer with weights.
     """
 
@@ -74,7 +73,6 @@ class LayerSelection(Document):
     data_sha256: str
     dense_correct: int
     total: int
-    unmasked_divergence: float
     layers: tuple[LayerSensitivity, ...]
     steps: tuple[SelectionStep, ...]
     joint: Measured
