@@ -55,12 +55,37 @@ def learn_lines(report: LearnReport) -> list[str]:
         f"{_percent(report.parameters.masked / report.parameters.total)} of parameters",
         f"{methods}   (dense {_percent(dense)})",
     ]
+    lines += _recipe_lines(report)
+    if report.permutation_count:
+        lines.append(f"channels reordered in {report.permutation_count} tensors; the dense network computes the same")
     if report.weights_sha256_before == report.weights_sha256_after:
         statistics = "; batch-norm statistics re-estimated" if report.statistics_updated else ""
         lines.append(f"weights bit-identical{statistics}")
     else:
         lines.append("[bold red]the weights changed[/]: this must not happen; do not deploy")
     lines += [f"left dense: {escape(layer.name)} ({escape(layer.reason)})" for layer in report.skipped]
+    return lines
+
+
+def _recipe_lines(report: LearnReport) -> list[str]:
+    """What each stage of the recipe brought, and whether the gate was passed."""
+    if not report.recipe:
+        return []
+    steps, best = [], report.recipe[0].correct
+    for stage in report.recipe[1:]:
+        if stage.correct is None or best is None:
+            steps.append(f"{stage.name}: left out ({escape(stage.note)})")
+            continue
+        change = "" if stage is report.recipe[1] else f", {100 * (stage.correct - best) / stage.total:+.2f} points"
+        steps.append(
+            f"{stage.name}: {_percent(stage.correct / stage.total)}{change}{'' if stage.kept else ', dropped again'}"
+            f"{', passes the gate' if stage.passed else ''}"
+        )
+        best = stage.correct if stage.kept else best
+    images = "validation" if report.decided_on == "validation" else "test"
+    lines = [f"recipe, on the {images} images: {steps[0]}", *steps[1:]]
+    if not any(stage.passed for stage in report.recipe[1:]):
+        lines.append(f"no stage passes the accuracy gate; the best is kept: {report.method}")
     return lines
 
 

@@ -1,5 +1,6 @@
 """The learn stage: a trained network and its data in, masks and the report of what they do out."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,34 +8,36 @@ import torch
 from torch import nn
 
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share
-from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions
+from masksparse_deploy.core.config import DataOptions, Gates, MaskOptions, ModelOptions
 from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
-from masksparse_deploy.core.samples import read_split
+from masksparse_deploy.core.samples import Samples, read_split
 from masksparse_deploy.learn.assignment import survey_assigned
-from masksparse_deploy.learn.batch_norm import batch_norms
+from masksparse_deploy.learn.choose import Candidate, choose
 from masksparse_deploy.learn.data_check import check_data
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
-from masksparse_deploy.learn.magnitude import Magnitude, MagnitudeBatchNorm
+from masksparse_deploy.learn.methods import CHECKPOINT, Methods
 from masksparse_deploy.learn.model import load_model, state_fingerprint, weights_fingerprint
+from masksparse_deploy.learn.permutation.apply import permute
 from masksparse_deploy.learn.probe import probe_model
-from masksparse_deploy.learn.scores import Scores
-from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
+from masksparse_deploy.learn.processes import joined_processes
+from masksparse_deploy.learn.sparsifier import Outcome
 
 __all__ = ["CHECKPOINT", "MASKS", "REPORT", "learn"]
 
 MASKS = "masks.safetensors"
 REPORT = "learn.json"
-CHECKPOINT = "learn.checkpoint"
+_GATES = Gates()
 
 
 def learn(
     model_options: ModelOptions,
     data_options: DataOptions,
     mask_options: MaskOptions,
+    gates: Gates = _GATES,
     *,
     folder: Path,
     out: Path,
@@ -42,12 +45,15 @@ def learn(
 ) -> LearnReport:
     """Choose masks for a trained network, measure them and their baselines, write masks.safetensors and learn.json.
 
-    The same inputs, seed, PyTorch and thread count give the same bytes, also when learning was interrupted and continued.
+    The same inputs, seed, PyTorch, thread and process count give the same bytes, also when learning was interrupted and
+    continued. Under a launcher of several processes all of them call this, and the main one writes and shows progress.
 
     Args:
         model_options: the network.
-        data_options: training images for learning and calibration, test images for the accuracies.
+        data_options: training images for learning and calibration, validation images for choices between methods, test
+            images for the accuracies.
         mask_options: method and layers.
+        gates: the accuracy gate decides where the recipe, method "auto", stops.
         folder: where the configuration lies.
         out: output folder.
         progress: told of every batch.
@@ -57,34 +63,89 @@ def learn(
         ArtifactError: a damaged checkpoint or data set.
         OutputError: `out` cannot be written.
     """
+    with joined_processes(mask_options) as processes:
+        masks, report = _learn(
+            model_options,
+            data_options,
+            mask_options,
+            gates,
+            folder=folder,
+            out=out,
+            device=processes.device,
+            progress=processes.shown(progress),
+        )
+        processes.on_main(partial(_write, out, masks, report))
+    return report
+
+
+def _learn(
+    model_options: ModelOptions,
+    data_options: DataOptions,
+    mask_options: MaskOptions,
+    gates: Gates,
+    *,
+    folder: Path,
+    out: Path,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[MaskSet, LearnReport]:
     make_folder(out)
     pattern = NMPattern.parse(mask_options.pattern)
     model = load_model(model_options, folder)
     train, test = read_split(data_options, "train", folder), read_split(data_options, "test", folder)
+    splits = {"train": train, "test": test}
+    if data_options.validation is not None:
+        splits["validation"] = read_split(data_options, "validation", folder)
+    validation = splits.get("validation", test)
     probe = probe_model(model, train.images.shape[1:])
-    check_data(model, probe, {"train": train, "test": test}, mask_options)
+    check_data(model, probe, splits, mask_options)
     survey = survey_assigned(model, probe, mask_options, folder=folder)
     weights_before, source_sha256 = weights_fingerprint(model), state_fingerprint(model)
 
-    def accuracy(method: str, outcome: Outcome | None) -> MethodAccuracy:
-        replaced = substitutes(model, outcome.masks, outcome.statistics) if outcome else {}
-        correct = count_correct(model, test, replaced, batch_size=mask_options.batch_size, what=method, progress=progress)
-        return MethodAccuracy(method=method, correct=correct, total=len(test))
+    def count(candidate: Candidate | None, samples: Samples) -> int:
+        name, outcome = (candidate.name, candidate.outcome) if candidate else ("dense", Outcome(masks={}))
+        network = _in_order(model, outcome)
+        replaced = substitutes(network, outcome.masks, outcome.statistics)
+        return count_correct(
+            network,
+            samples,
+            replaced,
+            batch_size=mask_options.batch_size,
+            what=name,
+            device=device,
+            progress=progress,
+        )
 
-    accuracies = [accuracy("dense", None)]
-    method, outcome = "", Outcome(masks={})
-    for method, sparsifier in _sparsifiers(model, mask_options, pattern, out, progress):
-        outcome = sparsifier.sparsify(model, survey.eligible, train)
-        accuracies.append(accuracy(method, outcome))
-
+    methods = Methods(
+        model=model,
+        layers=survey.eligible,
+        train=train,
+        options=mask_options,
+        pattern=pattern,
+        out=out,
+        progress=progress,
+    )
+    choice = choose(
+        methods,
+        lambda candidate: count(candidate, validation),
+        total=len(validation),
+        largest_drop=gates.accuracy_drop_points,
+    )
+    accuracies = [
+        MethodAccuracy(method=candidate.name if candidate else "dense", correct=count(candidate, test), total=len(test))
+        for candidate in (None, *choice.tried)
+    ]
+    method, outcome = choice.tried[-1].name, choice.tried[-1].outcome
+    permuted = _in_order(model, outcome)
     masks = MaskSet(
         layers=outcome.masks,
         source_sha256=source_sha256,
         method=method,
         skipped=survey.skipped,
         statistics=outcome.statistics,
+        permutations=outcome.permutations,
     )
-    masked = tuple(_masked_layer(model, layer, outcome.masks[layer.weight_name]) for layer in survey.eligible)
+    masked = tuple(_masked_layer(permuted, layer, outcome.masks[layer.weight_name]) for layer in survey.eligible)
     masked_macs = sum(layer.mac_count for layer in masked)
     report = LearnReport(
         method=method,
@@ -103,35 +164,22 @@ def learn(
         accuracies=tuple(accuracies),
         history=outcome.history,
         seed=mask_options.seed,
+        decided_on="test" if data_options.validation is None else "validation",
+        recipe=choice.recipe,
+        permutation_count=len(outcome.permutations),
     )
+    return masks, report
+
+
+def _write(out: Path, masks: MaskSet, report: LearnReport) -> None:
     masks.write(out / MASKS)
     report.write(out / REPORT)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    return report
 
 
-def _sparsifiers(
-    model: nn.Module, options: MaskOptions, pattern: NMPattern, out: Path, progress: Progress
-) -> list[tuple[str, Sparsifier]]:
-    """The baselines and the user's method, which comes last; its masks are kept."""
-    magnitude = ("magnitude", Magnitude(pattern=pattern))
-    batch_norm = (
-        "magnitude + batch norm",
-        MagnitudeBatchNorm(
-            pattern=pattern,
-            calibration_count=options.calibration_count,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            progress=progress,
-        ),
-    )
-    methods: list[tuple[str, Sparsifier]] = [magnitude]
-    # Without batch norm the second baseline would be the first one again.
-    if batch_norms(model):
-        methods.append(batch_norm)
-    if options.method == "scores":
-        return [*methods, ("scores", Scores(options=options, checkpoint=out / CHECKPOINT, progress=progress))]
-    return methods if options.batch_norm else methods[::-1]
+def _in_order(model: nn.Module, outcome: Outcome) -> nn.Module:
+    """The network in the channel order of the masks."""
+    return permute(model, outcome.permutations) if outcome.permutations else model
 
 
 def _masked_layer(model: nn.Module, layer: EligibleLayer, mask: LayerMask) -> MaskedLayer:

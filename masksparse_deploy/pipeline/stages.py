@@ -50,6 +50,8 @@ def _learn_inputs(job: Job) -> dict[str, Any]:
         "test": source_digest(data.test, job.folder),
         "validation": source_digest(data.validation, job.folder) if data.validation is not None else "",
         "mask": _plain(job.config.mask),
+        # Only the recipe asks for the gate.
+        "gate": job.config.gates.accuracy_drop_points if job.config.mask.method == "auto" else None,
         "assignment": sha256_file(job.folder / assignment, "layer selection") if assignment is not None else "",
     }
 
@@ -58,7 +60,7 @@ def _learn(job: Job, progress: Progress) -> None:
     from masksparse_deploy.learn.run import learn
 
     config = job.config
-    learn(config.model, config.data, config.mask, folder=job.folder, out=job.out, progress=progress)
+    learn(config.model, config.data, config.mask, config.gates, folder=job.folder, out=job.out, progress=progress)
 
 
 def _bake_inputs(job: Job) -> dict[str, Any]:

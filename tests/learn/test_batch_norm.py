@@ -6,9 +6,10 @@ from masksparse_deploy.core.masks import fingerprint
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.batch_norm import reestimate, running_statistics
 from masksparse_deploy.learn.eligibility import survey_layers
-from masksparse_deploy.learn.magnitude import MagnitudeBatchNorm
+from masksparse_deploy.learn.magnitude import Magnitude
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.probe import probe_model
+from masksparse_deploy.learn.reestimated import Reestimated
 from masksparse_deploy.learn.sparsifier import Outcome
 from tests.learn.networks import labelled_by_network, shallow_net
 from tests.models.tiny_cnn import example_images, tiny_cnn
@@ -59,7 +60,8 @@ def test_the_baseline_calibrates_the_masked_network_on_images_that_the_seed_draw
     layers = survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
 
     def outcome(seed: int) -> Outcome:
-        method = MagnitudeBatchNorm(pattern=PATTERN, calibration_count=32, batch_size=16, seed=seed)
+        inner = Magnitude(pattern=PATTERN)
+        method = Reestimated(inner=inner, calibration_count=32, batch_size=16, seed=seed)
         return method.sparsify(model, layers, train)
 
     found = outcome(1)

@@ -36,14 +36,16 @@ class MethodAccuracy(Record):
 class Stage(Record):
     """One step of the recipe, measured on the images that decide: `correct` of `total`.
 
-    `kept` tells whether later steps build on it; `passed` whether it meets the accuracy gate.
+    `kept` tells whether later steps build on it; `passed` whether it meets the accuracy gate. A step that was left out has no
+    `correct`, and the reason as its `note`.
     """
 
     name: str
-    correct: int
+    correct: int | None
     total: int
     kept: bool
     passed: bool
+    note: str = ""
 
 
 class Share(Record):

@@ -1,0 +1,136 @@
+"""Which masks are kept: those of the user's method, or of the first stage of the recipe that passes the accuracy gate."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from masksparse_deploy.core.artifacts.learning import Stage
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.learn.attach import Method
+from masksparse_deploy.learn.methods import Methods
+from masksparse_deploy.learn.sparsifier import Outcome
+
+__all__ = ["Candidate", "Choice", "choose"]
+
+MAGNITUDE = "magnitude"
+PERMUTATION = " + permutation"
+BATCH_NORM = " + batch norm"
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """Masks with the name of the method that found them."""
+
+    name: str
+    outcome: Outcome
+
+
+# How many of the deciding images a network classifies correctly; None stands for the dense network.
+Count = Callable[[Candidate | None], int]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choice:
+    """What was tried.
+
+    Attributes:
+        tried: baselines and methods; the one that is kept comes last.
+        recipe: the stages of method "auto", "dense" first; empty for other methods.
+    """
+
+    tried: tuple[Candidate, ...]
+    recipe: tuple[Stage, ...] = ()
+
+
+def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -> Choice:
+    """Run the user's method and its baselines, or the recipe.
+
+    Args:
+        methods: what can be done with the network; its options say what is asked for.
+        count: correct answers on the images that decide.
+        total: the number of these images.
+        largest_drop: the accuracy gate of the recipe, in percentage points below the dense network.
+    """
+    if methods.options.method == "auto":
+        return _recipe(methods, count, total=total, largest_drop=largest_drop)
+    tried = list(_baselines(methods))
+    if methods.options.method != "magnitude":
+        tried += _learned(methods, count)
+    elif not methods.options.batch_norm:
+        # The baseline with new statistics is shown, the one without is kept.
+        tried.sort(key=lambda candidate: not candidate.name.endswith(BATCH_NORM))
+    return Choice(tried=tuple(tried))
+
+
+def _baselines(methods: Methods) -> Iterator[Candidate]:
+    name, permuted = MAGNITUDE, False
+    yield Candidate(name, methods.run(methods.magnitude(), permuted=False))
+    if methods.options.permute:
+        name, permuted = name + PERMUTATION, True
+        yield Candidate(name, methods.run(methods.magnitude(), permuted=True))
+    # Without batch norm this would be the baseline before once more.
+    if methods.has_batch_norm:
+        yield Candidate(name + BATCH_NORM, methods.run(methods.reestimated(methods.magnitude()), permuted=permuted))
+
+
+def _learned(methods: Methods, count: Count) -> list[Candidate]:
+    """The learned masks, and with new statistics if these are asked for; the better one last."""
+    method: Method = "gumbel" if methods.options.method == "gumbel" else "scores"
+    name = method + (PERMUTATION if methods.options.permute else "")
+    learned = Candidate(name, methods.run(methods.learned(method), permuted=methods.options.permute))
+    recalibrate = method == "gumbel" if methods.options.recalibrate is None else methods.options.recalibrate
+    if not (recalibrate and methods.has_batch_norm):
+        return [learned]
+    recalibrated = Candidate(name + BATCH_NORM, methods.recalibrated(learned.outcome))
+    return sorted([learned, recalibrated], key=count)
+
+
+def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) -> Choice:
+    """Magnitude, permutation, batch-norm re-estimation, learning: until the gate is passed.
+
+    A stage that classifies fewer images correctly than what it builds on is dropped again.
+    """
+    dense = count(None)
+    stages = [Stage(name="dense", correct=dense, total=total, kept=True, passed=True)]
+    tried: list[Candidate] = []
+    best: tuple[int, Candidate] | None = None
+    for stage in ("magnitude", "permutation", "batch norm", "scores"):
+        candidate = _next(methods, stage, best[1] if best else None)
+        if isinstance(candidate, str):
+            stages.append(Stage(name=stage, correct=None, total=total, kept=False, passed=False, note=candidate))
+            continue
+        correct = count(candidate)
+        kept = best is None or correct >= best[0]
+        passed = 100 * (dense - correct) <= largest_drop * total
+        stages.append(Stage(name=stage, correct=correct, total=total, kept=kept, passed=passed))
+        tried.append(candidate)
+        if kept:
+            best = (correct, candidate)
+        if passed:
+            break
+    assert best is not None
+    tried.sort(key=lambda candidate: candidate is best[1])
+    return Choice(tried=tuple(tried), recipe=tuple(stages))
+
+
+def _next(methods: Methods, stage: str, before: Candidate | None) -> Candidate | str:
+    """One stage on top of what was kept, or why there is none."""
+    if before is None:
+        return Candidate(MAGNITUDE, methods.run(methods.magnitude(), permuted=False))
+    permuted = bool(before.outcome.permutations)
+    if stage == "permutation":
+        try:
+            found = methods.permutations
+        except UsageError as error:
+            # The recipe tries what it can; who sets mask.permute gets the error.
+            return str(error)
+        if not found:
+            return "no order of channels keeps more magnitude"
+        return Candidate(before.name + PERMUTATION, methods.run(methods.magnitude(), permuted=True))
+    if stage == "batch norm":
+        if not methods.has_batch_norm:
+            return "the network has no batch norm"
+        if not methods.options.batch_norm:
+            return "mask.batch_norm is false"
+        return Candidate(before.name + BATCH_NORM, methods.recalibrated(before.outcome))
+    name = "scores" + (PERMUTATION if permuted else "")
+    return Candidate(name, methods.run(methods.learned("scores"), permuted=permuted))

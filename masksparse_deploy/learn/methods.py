@@ -1,0 +1,106 @@
+"""The sparsifiers that the options ask for, put together from their parts."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import nn
+
+from masksparse_deploy.core.config import MaskOptions
+from masksparse_deploy.core.masks import AxisPermutation
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.progress import Progress
+from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.attach import Method
+from masksparse_deploy.learn.batch_norm import batch_norms
+from masksparse_deploy.learn.eligibility import EligibleLayer
+from masksparse_deploy.learn.learned import Learned
+from masksparse_deploy.learn.magnitude import Magnitude
+from masksparse_deploy.learn.permutation.apply import check_unchanged, permute
+from masksparse_deploy.learn.permutation.find import find_permutations
+from masksparse_deploy.learn.permuted import Permuted
+from masksparse_deploy.learn.reestimated import Reestimated
+from masksparse_deploy.learn.sparsifier import Given, Outcome, Sparsifier
+
+__all__ = ["CHECKPOINT", "TENSORBOARD", "Methods"]
+
+CHECKPOINT = "learn.checkpoint"
+TENSORBOARD = "tensorboard"
+# Images on which the permuted network is held against the original.
+_CHECKED_COUNT = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Methods:
+    """One network, its layers and its training images, and what can be done with them.
+
+    Attributes:
+        model: the trained network in evaluation mode; never changed.
+        layers: the layers to mask.
+        train: training images and labels.
+        options: of all methods.
+        pattern: N:M.
+        out: folder of the checkpoint and of TensorBoard's files.
+        progress: told of every batch.
+    """
+
+    model: nn.Module
+    layers: tuple[EligibleLayer, ...]
+    train: Samples
+    options: MaskOptions
+    pattern: NMPattern
+    out: Path
+    progress: Progress
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether there are running statistics to estimate again."""
+        return bool(batch_norms(self.model))
+
+    @cached_property
+    def permutations(self) -> tuple[AxisPermutation, ...]:
+        """The channel order that keeps more magnitude, searched once and checked to leave the network's function alone."""
+        found = find_permutations(
+            self.model,
+            self.layers,
+            self.train.images.shape[1:],
+            self.pattern,
+            seed=self.options.seed,
+            progress=self.progress,
+        )
+        if found:
+            check_unchanged(self.model, permute(self.model, found), self.train.images[:_CHECKED_COUNT])
+        return found
+
+    def magnitude(self) -> Sparsifier:
+        """The N largest |weight| of every group."""
+        return Magnitude(pattern=self.pattern)
+
+    def reestimated(self, inner: Sparsifier) -> Sparsifier:
+        """`inner`, then batch-norm re-estimation."""
+        return Reestimated(
+            inner=inner,
+            calibration_count=self.options.calibration_count,
+            batch_size=self.options.batch_size,
+            seed=self.options.seed,
+            progress=self.progress,
+        )
+
+    def learned(self, method: Method) -> Sparsifier:
+        """Masks learned by gradient descent."""
+        return Learned(
+            options=self.options,
+            method=method,
+            checkpoint=self.out / CHECKPOINT,
+            log_folder=self.out / TENSORBOARD if self.options.tensorboard else None,
+            progress=self.progress,
+        )
+
+    def run(self, sparsifier: Sparsifier, *, permuted: bool) -> Outcome:
+        """What `sparsifier` finds for the network, in the new channel order if `permuted`."""
+        chosen = Permuted(inner=sparsifier, permutations=self.permutations) if permuted else sparsifier
+        return chosen.sparsify(self.model, self.layers, self.train)
+
+    def recalibrated(self, outcome: Outcome) -> Outcome:
+        """Known masks with batch-norm statistics estimated again."""
+        return self.run(self.reestimated(Given(outcome=outcome)), permuted=bool(outcome.permutations))

@@ -1,0 +1,35 @@
+from masksparse_deploy.cli.render import learn_lines
+from masksparse_deploy.core.artifacts.learning import Stage
+from tests.report.artifacts import make_learn
+
+DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
+MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)
+PERMUTATION = Stage(name="permutation", correct=690, total=1000, kept=False, passed=False)
+BATCH_NORM = Stage(name="batch norm", correct=895, total=1000, kept=True, passed=True)
+
+
+def lines(*recipe: Stage, **changes: object) -> list[str]:
+    return learn_lines(make_learn().model_copy(update={"recipe": recipe, **changes}))
+
+
+def test_each_stage_says_what_it_brought_to_what_was_kept() -> None:
+    text = lines(DENSE, MAGNITUDE, PERMUTATION, BATCH_NORM)
+    start = text.index("recipe, on the test images: magnitude: 70.0 %")
+    assert text[start + 1 : start + 3] == [
+        "permutation: 69.0 %, -1.00 points, dropped again",
+        "batch norm: 89.5 %, +19.50 points, passes the gate",
+    ]
+    assert not any("no stage passes" in line for line in text)
+
+
+def test_a_stage_that_was_left_out_says_why() -> None:
+    left_out = Stage(name="permutation", correct=None, total=1000, kept=False, passed=False, note="torch.export failed for add")
+    text = lines(DENSE, MAGNITUDE, left_out, decided_on="validation")
+    assert "recipe, on the validation images: magnitude: 70.0 %" in text
+    assert "permutation: left out (torch.export failed for add)" in text
+    assert any(line.startswith("no stage passes the accuracy gate; the best is kept") for line in text)
+
+
+def test_without_a_recipe_there_is_nothing_about_it() -> None:
+    assert not any("recipe" in line or "reordered" in line for line in lines())
+    assert "channels reordered in 7 tensors; the dense network computes the same" in lines(permutation_count=7)

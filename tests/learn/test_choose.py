@@ -1,0 +1,154 @@
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from masksparse_deploy.core.config import MaskOptions
+from masksparse_deploy.core.masks import AxisPermutation, LayerMask
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.progress import silent
+from masksparse_deploy.learn.choose import Candidate, Choice, choose
+from masksparse_deploy.learn.eligibility import survey_layers
+from masksparse_deploy.learn.methods import Methods
+from masksparse_deploy.learn.probe import probe_model
+from masksparse_deploy.learn.sparsifier import Outcome
+from tests.learn.networks import labelled_by_network, shallow_net
+from tests.models.tiny_cnn import tiny_cnn
+
+PATTERN = NMPattern(n=2, m=4)
+TOTAL = 1000
+NAME = "block.shortcut.0.weight"
+LEARNED = LayerMask(
+    weight_name=NAME, keep=np.tile([True, True, False, False], (16, 2))[..., None, None], group_axis=1, pattern=PATTERN
+)
+ORDER = AxisPermutation(name="fc.weight", axis=0, order=np.array([1, 0]))
+
+
+class _Learned:
+    """Stands for minutes of learning."""
+
+    def sparsify(self, *arguments: Any) -> Outcome:
+        return Outcome(masks={NAME: LEARNED})
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No learning, no search: what is tested is the choice between results."""
+    monkeypatch.setattr(Methods, "learned", lambda self, method: _Learned())
+    monkeypatch.setattr(Methods, "permutations", (ORDER,))
+    monkeypatch.setattr("masksparse_deploy.learn.permuted.permute", lambda model, permutations: model)
+
+
+def decide(counts: Mapping[str, int], *, largest_drop: float = 1.0, network: Any = tiny_cnn, **options: Any) -> Choice:
+    """The choice when masks of that name classify so many of 1000 images correctly; other names must not be asked for."""
+    model, train = network(), labelled_by_network(64, 1)
+    survey = survey_layers(model, probe_model(model, train.images.shape[1:]), pattern=PATTERN)
+    methods = Methods(
+        model=model,
+        layers=survey.eligible,
+        train=train,
+        options=MaskOptions(calibration_count=32, batch_size=16, **options),
+        pattern=PATTERN,
+        out=Path(),
+        progress=silent,
+    )
+    return choose(
+        methods,
+        lambda candidate: counts["dense" if candidate is None else candidate.name],
+        total=TOTAL,
+        largest_drop=largest_drop,
+    )
+
+
+def names(tried: tuple[Candidate, ...]) -> list[str]:
+    return [candidate.name for candidate in tried]
+
+
+@pytest.mark.usefixtures("quick")
+class TestRecipe:
+    def test_it_stops_at_the_first_stage_that_passes(self) -> None:
+        choice = decide({"dense": 900, "magnitude": 890}, method="auto")
+        assert names(choice.tried) == ["magnitude"]
+        assert [(stage.name, stage.correct, stage.kept, stage.passed) for stage in choice.recipe] == [
+            ("dense", 900, True, True),
+            ("magnitude", 890, True, True),
+        ]
+
+    def test_one_image_less_does_not_pass(self) -> None:
+        counts = {"dense": 900, "magnitude": 889, "magnitude + permutation": 890}
+        choice = decide(counts, method="auto")
+        assert names(choice.tried) == ["magnitude", "magnitude + permutation"]
+        assert [stage.passed for stage in choice.recipe] == [True, False, True]
+        assert choice.tried[-1].outcome.permutations == (ORDER,)
+
+    def test_stages_build_on_one_another(self) -> None:
+        counts = {
+            "dense": 900,
+            "magnitude": 700,
+            "magnitude + permutation": 750,
+            "magnitude + permutation + batch norm": 800,
+            "scores + permutation": 895,
+        }
+        choice = decide(counts, method="auto")
+        assert names(choice.tried) == list(counts)[1:]
+        assert [stage.name for stage in choice.recipe] == ["dense", "magnitude", "permutation", "batch norm", "scores"]
+        assert all(stage.kept for stage in choice.recipe)
+        assert choice.tried[-1].outcome.masks == {NAME: LEARNED}
+        assert choice.tried[2].outcome.statistics
+
+    def test_a_stage_that_hurts_is_dropped(self) -> None:
+        counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 699, "magnitude + batch norm": 800, "scores": 895}
+        choice = decide(counts, method="auto")
+        assert [(stage.name, stage.kept) for stage in choice.recipe][2] == ("permutation", False)
+        assert names(choice.tried)[-1] == "scores"
+        assert choice.tried[-1].outcome.permutations == ()
+
+    def test_where_nothing_passes_the_best_is_kept(self) -> None:
+        counts = {
+            "dense": 900,
+            "magnitude": 700,
+            "magnitude + permutation": 750,
+            "magnitude + permutation + batch norm": 800,
+            "scores + permutation": 600,
+        }
+        choice = decide(counts, method="auto")
+        assert names(choice.tried)[-1] == "magnitude + permutation + batch norm"
+        assert not any(stage.passed for stage in choice.recipe[1:])
+
+    def test_a_network_without_batch_norm_skips_that_stage(self) -> None:
+        counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 750, "scores + permutation": 895}
+        choice = decide(counts, method="auto", network=shallow_net)
+        assert names(choice.tried) == list(counts)[1:]
+        assert (choice.recipe[3].name, choice.recipe[3].correct) == ("batch norm", None)
+        assert choice.recipe[3].note == "the network has no batch norm"
+
+    def test_statistics_that_must_stay_are_not_estimated_again(self) -> None:
+        counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 750, "scores + permutation": 895}
+        assert names(decide(counts, method="auto", batch_norm=False).tried) == list(counts)[1:]
+
+
+@pytest.mark.usefixtures("quick")
+class TestMethods:
+    def test_recalibration_is_kept_only_if_it_helps(self) -> None:
+        for better, last in ((801, "scores + batch norm"), (799, "scores")):
+            choice = decide({"scores": 800, "scores + batch norm": better}, method="scores", recalibrate=True)
+            assert names(choice.tried)[:2] == ["magnitude", "magnitude + batch norm"]
+            assert names(choice.tried)[-1] == last
+            assert choice.recipe == ()
+
+    def test_gumbel_is_recalibrated_by_itself(self) -> None:
+        choice = decide({"gumbel": 800, "gumbel + batch norm": 850}, method="gumbel")
+        assert names(choice.tried)[-1] == "gumbel + batch norm"
+        assert names(decide({}, method="gumbel", recalibrate=False).tried)[-1] == "gumbel"
+
+    def test_permutation_comes_before_the_method(self) -> None:
+        choice = decide({}, method="scores", permute=True)
+        assert names(choice.tried) == [
+            "magnitude",
+            "magnitude + permutation",
+            "magnitude + permutation + batch norm",
+            "scores + permutation",
+        ]
+        assert [bool(candidate.outcome.permutations) for candidate in choice.tried] == [False, True, True, True]
