@@ -9,9 +9,11 @@ what it costs to make masks of what was learned.
 """
 
 import argparse
+import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from masksparse_deploy.core.config import MaskOptions, ProfileOptions
+from masksparse_deploy.core.factory import load_factory
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
@@ -29,11 +32,11 @@ from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.processes import start_accelerator
 from masksparse_deploy.profiling.latencies import median_interval, round_ratios
 from masksparse_deploy.profiling.sampling import sample_rounds
-from tests.models.cifar_resnet import resnet20
 
 __all__ = ["main"]
 
 DENSE = "dense weights"
+MODELS = Path(__file__).resolve().parents[1] / "tests" / "models"
 IMAGE_SHAPE = (3, 32, 32)
 CLASS_COUNT = 10
 BATCHES_PER_EPOCH = 4
@@ -65,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _lines(options: MaskOptions, timing: ProfileOptions) -> list[str]:
     """Time all kinds of step, and say how they compare."""
-    model, train = resnet20().eval(), _random_samples(BATCHES_PER_EPOCH * options.batch_size)
+    model, train = (
+        load_factory("cifar_resnet:resnet20", MODELS)().eval(),
+        _random_samples(BATCHES_PER_EPOCH * options.batch_size),
+    )
     steps = {DENSE: _dense_step(model, train, options)}
     for name, (method, share) in METHODS.items():
         steps[name] = _learning_step(model, train, options.model_copy(update={"distillation": share}), method)
@@ -100,9 +106,7 @@ def _learning_step(model: nn.Module, train: Samples, options: MaskOptions, metho
 
 def _dense_step(model: nn.Module, train: Samples, options: MaskOptions) -> Callable[[], None]:
     accelerator = start_accelerator(options)
-    network = resnet20()
-    network.load_state_dict(model.state_dict())
-    network = accelerator.prepare_model(network.train())
+    network = accelerator.prepare_model(copy.deepcopy(model).train())
     optimizer = accelerator.prepare_optimizer(torch.optim.AdamW(network.parameters(), 1e-4))
     batches = Batches(train=train, options=options)
     done = 0

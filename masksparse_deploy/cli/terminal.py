@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from masksparse_deploy.core.artifacts.document import Document
+from masksparse_deploy.core.launch import is_main_process
 from masksparse_deploy.core.progress import Progress
 
 __all__ = ["console", "emit", "shown_progress"]
@@ -27,7 +28,9 @@ def console() -> Console:
 
 
 def emit(document: Document, as_json: bool, *renderables: Any) -> None:
-    """Print a result: as JSON, or as `renderables`."""
+    """Print a result: as JSON, or as `renderables`. Of several processes that a launcher started, one prints."""
+    if not is_main_process():
+        return
     if as_json:
         click.echo(document.to_bytes().decode(), nl=False)
         return
@@ -38,10 +41,13 @@ def emit(document: Document, as_json: bool, *renderables: Any) -> None:
 
 @contextmanager
 def shown_progress() -> Iterator[Progress]:
-    """A callback that draws progress bars on stderr while the block runs; draws nothing where stderr is no terminal."""
+    """A callback that draws progress bars on stderr while the block runs; draws nothing where stderr is no terminal.
+
+    Of several processes that a launcher started, one draws.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     error = Console(stderr=True)
-    with Bars(*columns, console=error, transient=True, disable=not error.is_terminal) as bars:
+    with Bars(*columns, console=error, transient=True, disable=not (error.is_terminal and is_main_process())) as bars:
         tasks: dict[str, Any] = {}
 
         def show(description: str, done: int, total: int) -> None:

@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.torch import save_file
 
-from tests.learn.learning import content, run
+from tests.learn.learning import TRAIN, content, run
+from tests.models.tiny_cnn import tiny_cnn
 from tests.requirements import REPOSITORY
 
 SECONDS = 120
@@ -116,3 +119,34 @@ def test_when_one_of_two_processes_is_killed_the_other_stops_and_both_go_on(tmp_
     main, other = (results(process) for process in start(tmp_path, plans, count=2))
     assert main[0]["seen"] == [5, 6, 7, 8, 9]
     assert main[0]["content"] == main[1]["content"] == other[0]["content"] == other[1]["content"]
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, [*ACCELERATE, "--mixed_precision", "no", "--dynamo_backend", "no"]])
+def test_the_command_works_under_a_launcher(tmp_path: Path, launcher: list[str]) -> None:
+    save_file(tiny_cnn().state_dict(), tmp_path / "model.safetensors")
+    np.savez(tmp_path / "data.npz", images=TRAIN.images, labels=TRAIN.labels)
+    command = [sys.executable, "-m", *launcher, "-m", "masksparse_deploy", "learn", "--json"]
+    for option, value in {
+        "factory": "tests.models.tiny_cnn:tiny_cnn",
+        "weights": tmp_path / "model.safetensors",
+        "train": tmp_path / "data.npz",
+        "test": tmp_path / "data.npz",
+        "epochs": 2,
+        "batch-size": 16,
+        "device": "cpu",
+        "out": tmp_path / "out",
+    }.items():
+        command += [f"--{option}", str(value)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    # One process prints, and what it prints is what it wrote.
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "learn.json").read_text())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["learn.json", "masks.safetensors"]
