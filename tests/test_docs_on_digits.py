@@ -1,0 +1,66 @@
+"""Commands of the how-to pages run on the digits as they are shown, and find what the pages say."""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from masksparse_deploy.cli.main import run
+from tests.requirements import REPOSITORY
+from tests.test_docs import commands
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sample, as the working folder."""
+    pytest.importorskip("sklearn")
+    copy = tmp_path / "digits"
+    shutil.copytree(REPOSITORY / "samples" / "digits", copy, ignore=shutil.ignore_patterns("out", "__pycache__"))
+    monkeypatch.chdir(copy)
+    return copy
+
+
+def commands_of(page: str) -> list[str]:
+    return commands((REPOSITORY / "docs" / page).read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_the_recipe_stops_once_batch_norm_has_been_estimated_again(folder: Path) -> None:
+    (line,) = (line for line in commands_of("learn.md") if "--method auto" in line)
+    assert run(shlex.split(line)[1:]) == 0
+    learned = json.loads((folder / "out" / "auto" / "learn.json").read_text())
+    stages = {stage["name"]: stage for stage in learned["recipe"]}
+    # Learning is not needed, so it was not done.
+    assert list(stages) == ["dense", "magnitude", "permutation", "batch norm"]
+    assert learned["history"] == []
+    passed = stages.pop("batch norm")
+    assert passed["passed"] and not any(stage["passed"] for name, stage in stages.items() if name != "dense")
+    kept = learned["accuracies"][-1]
+    assert kept["method"] == learned["method"] and kept["correct"] == passed["correct"]
+    assert stages["dense"]["correct"] - passed["correct"] <= 0.01 * passed["total"]
+    assert learned["decided_on"] == "test"
+
+
+@pytest.mark.slow
+def test_select_then_learn(folder: Path) -> None:
+    lines = commands_of("select.md")
+    assert [line.split()[1] for line in lines] == ["select", "learn"]
+    for line in lines:
+        assert run(shlex.split(line)[1:]) == 0
+
+    selection = json.loads((folder / "out" / "select" / "selection.json").read_text())
+    chosen = sorted(name for name, layer in selection["assignment"].items() if layer["pattern"] == "1:4")
+    # The page shows 8 of 10; another processor may move the line by an image, which is worth a layer or two.
+    assert 6 <= len(chosen) <= 9
+    assert selection["joint"]["drop_points"] <= 1
+    assert len(selection["layers"]) == 10
+    assert selection["macs"]["masked"] / selection["macs"]["total"] > 0.5
+
+    learned = json.loads((folder / "out" / "select" / "learn.json").read_text())
+    assert sorted(layer["name"] for layer in learned["layers"]) == chosen
+    assert learned["accuracies"][-1]["correct"] == selection["joint"]["correct"]
+    reasons = {layer["name"]: layer["reason"] for layer in learned["skipped"]}
+    dense = {layer["name"] for layer in selection["layers"]} - set(chosen)
+    assert all(reasons[name].startswith("not chosen in selection.json (over the budget") for name in dense)
