@@ -22,8 +22,8 @@ Integers = npt.NDArray[np.int64]
 Cells = tuple[tuple[int, ...], ...]
 
 _LARGEST_SWEEPS = 12
-# A gain below this share of a channel's magnitude is within what float32 sums may be wrong by.
-_SMALLEST_GAIN = 1e-5
+# A gain below this share of a channel's magnitude is within what float32 sums of some thousand terms may be wrong by.
+_SMALLEST_GAIN = 2e-4
 # Weights that are worked on at once: few enough to stay in the processor's cache.
 _BLOCK = 2**18
 
@@ -55,7 +55,8 @@ def search_orders(
 
     Segment by segment, channels are exchanged between groups. In a sweep every two groups meet once, as in a round-robin
     tournament, and make the exchange that brings most. The search ends with a sweep that changes nothing: then no single
-    exchange brings more. The order of a segment that ends below its beginning, counted in float64, is not taken.
+    exchange brings more than rounding does. The order of a segment that ends below its beginning, counted in float64, is not
+    taken.
 
     Args:
         arrangement: the network's.
