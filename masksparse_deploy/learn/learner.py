@@ -23,11 +23,16 @@ from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.loss import masking_loss
 from masksparse_deploy.learn.processes import start_accelerator
 from masksparse_deploy.learn.sparsifier import Outcome
+from masksparse_deploy.learn.teacher import teacher_copy
 
 __all__ = ["Learner"]
 
 # Of float16's gradient scale, which halves with every step that is left out, nothing is left after so many in a row.
 _MOST_SKIPPED_STEPS = 40
+# Relative scores start near 1, and few have to change places; logits have to grow until draws are all but certain.
+_PEAK_LEARNING_RATES: Mapping[Method, float] = {"scores": 0.01, "gumbel": 0.1}
+# Images on which the teacher is held against the network.
+_COMPARED_COUNT = 4
 
 
 class Learner:
@@ -56,7 +61,8 @@ class Learner:
         self._options = options
         self._accelerator = start_accelerator(options)
         device = self._accelerator.device
-        self._teacher = copy.deepcopy(model).to(device) if options.distillation > 0 else None
+        seen = torch.from_numpy(train.images[:_COMPARED_COUNT])
+        self._teacher = teacher_copy(model, seen).to(device) if options.distillation > 0 else None
         self._student = copy.deepcopy(model)
         self._attached = attach(self._student, layers, NMPattern.parse(options.pattern), method)
         self._norms = batch_norms(self._student) if options.batch_norm else {}
@@ -79,7 +85,8 @@ class Learner:
         self._skipped_count = 0
         # Decay would shrink all scores of a group alike, so it is off.
         optimizer = torch.optim.AdamW(self._attached.parameters(), weight_decay=0.0)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.learning_rate, total_steps=self.total_steps)
+        self._peak = options.learning_rate or _PEAK_LEARNING_RATES[method]
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self._peak, total_steps=self.total_steps)
         self._optimizer = self._accelerator.prepare_optimizer(optimizer)
         if self._accelerator.num_processes > 1:
             self._settle_buckets()
@@ -216,7 +223,7 @@ class Learner:
             module.load_state_dict(before[name])
 
     def _remedy(self) -> str:
-        return f"try a mask.learning_rate below {self._options.learning_rate}, or mask.autocast: none"
+        return f"try a mask.learning_rate below {self._peak}, or mask.autocast: none"
 
 
 @contextmanager
