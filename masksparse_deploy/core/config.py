@@ -68,7 +68,9 @@ class MaskOptions(Options):
     max_steps: int | None = _option(None, "end learning after so many steps, if that comes first", gt=0)
     batch_size: int = _option(128, "training images that a process handles at once", gt=0)
     accumulate: int = _option(1, "batches whose gradients are summed for one step", gt=0)
-    learning_rate: float = _option(0.02, "peak of the one-cycle schedule (AdamW)", gt=0)
+    learning_rate: float | None = _option(
+        None, "peak of the one-cycle schedule (AdamW); default: 0.01 with scores, 0.1 with gumbel", gt=0
+    )
     distillation: float = _option(0.5, "weight of the dense model's soft labels in the loss; 1 needs no labels", ge=0, le=1)
     temperature: float = _option(2.0, "softmax temperature of the distillation", gt=0)
     augment: Literal["none", "shift", "shift-mirror"] = _option("none", "random shifts by up to an eighth, and mirroring")
@@ -77,7 +79,7 @@ class MaskOptions(Options):
     checkpoint_steps: int = _option(1000, "save the state of learning after so many steps, and after every epoch", gt=0)
     tensorboard: bool = _option(False, "write the course of learning for TensorBoard, into the folder tensorboard")
     recalibrate: bool | None = _option(
-        None, "estimate batch-norm statistics again after learning, kept if validation improves; default: with gumbel"
+        None, "estimate batch-norm statistics again after learning; default: if that helps validation images, or with gumbel"
     )
     calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
     seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)

@@ -6,15 +6,15 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-__all__ = ["augment"]
+__all__ = ["Augmentation", "augment"]
+
+Augmentation = Literal["none", "shift", "shift-mirror"]
 
 # The largest shift is an eighth of the image: 4 pixels of 32, 1 of 8.
 _SHIFT_DIVISOR = 8
 
 
-def augment(
-    images: torch.Tensor, how: Literal["none", "shift", "shift-mirror"], generator: np.random.Generator
-) -> torch.Tensor:
+def augment(images: torch.Tensor, how: Augmentation, generator: np.random.Generator) -> torch.Tensor:
     """Shift every image by up to an eighth of its height and width, and mirror half of them.
 
     What a shift uncovers repeats the border, as the value of black is not known after normalisation.

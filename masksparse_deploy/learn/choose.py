@@ -54,7 +54,7 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
         return _recipe(methods, count, total=total, largest_drop=largest_drop)
     tried = list(_baselines(methods))
     if methods.options.method != "magnitude":
-        tried += _learned(methods, count)
+        tried += _learned(methods, count, methods.options.method, permuted=methods.options.permute)
     elif not methods.options.batch_norm:
         # The baseline with new statistics is shown, the one without is kept.
         tried.sort(key=lambda candidate: not candidate.name.endswith(BATCH_NORM))
@@ -72,16 +72,19 @@ def _baselines(methods: Methods) -> Iterator[Candidate]:
         yield Candidate(name + BATCH_NORM, methods.run(methods.reestimated(methods.magnitude()), permuted=permuted))
 
 
-def _learned(methods: Methods, count: Count) -> list[Candidate]:
-    """The learned masks, and with new statistics if these are asked for; the better one last."""
-    method: Method = "gumbel" if methods.options.method == "gumbel" else "scores"
-    name = method + (PERMUTATION if methods.options.permute else "")
-    learned = Candidate(name, methods.run(methods.learned(method), permuted=methods.options.permute))
-    recalibrate = method == "gumbel" if methods.options.recalibrate is None else methods.options.recalibrate
-    if not (recalibrate and methods.has_batch_norm):
+def _learned(methods: Methods, count: Count, method: Method, *, permuted: bool) -> list[Candidate]:
+    """The learned masks, and the same with new statistics; the one to keep comes last."""
+    name = method + (PERMUTATION if permuted else "")
+    learned = Candidate(name, methods.run(methods.learned(method), permuted=permuted))
+    asked = methods.options.recalibrate
+    # Without images to decide on, only statistics of masks drawn at random are sure to gain.
+    wanted = methods.options.batch_norm and (methods.may_decide or method == "gumbel") if asked is None else asked
+    if not (wanted and methods.has_batch_norm):
         return [learned]
     recalibrated = Candidate(name + BATCH_NORM, methods.recalibrated(learned.outcome))
-    return sorted([learned, recalibrated], key=count)
+    if asked is None and methods.may_decide:
+        return sorted([learned, recalibrated], key=count)
+    return [learned, recalibrated]
 
 
 def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) -> Choice:
@@ -94,7 +97,7 @@ def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) 
     tried: list[Candidate] = []
     best: tuple[int, Candidate] | None = None
     for stage in ("magnitude", "permutation", "batch norm", "scores"):
-        candidate = _next(methods, stage, best[1] if best else None)
+        candidate = _next(methods, count, stage, best[1] if best else None)
         if isinstance(candidate, str):
             stages.append(Stage(name=stage, correct=None, total=total, kept=False, passed=False, note=candidate))
             continue
@@ -112,7 +115,7 @@ def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) 
     return Choice(tried=tuple(tried), recipe=tuple(stages))
 
 
-def _next(methods: Methods, stage: str, before: Candidate | None) -> Candidate | str:
+def _next(methods: Methods, count: Count, stage: str, before: Candidate | None) -> Candidate | str:
     """One stage on top of what was kept, or why there is none."""
     if before is None:
         return Candidate(MAGNITUDE, methods.run(methods.magnitude(), permuted=False))
@@ -132,5 +135,4 @@ def _next(methods: Methods, stage: str, before: Candidate | None) -> Candidate |
         if not methods.options.batch_norm:
             return "mask.batch_norm is false"
         return Candidate(before.name + BATCH_NORM, methods.recalibrated(before.outcome))
-    name = "scores" + (PERMUTATION if permuted else "")
-    return Candidate(name, methods.run(methods.learned("scores"), permuted=permuted))
+    return _learned(methods, count, "scores", permuted=permuted)[-1]

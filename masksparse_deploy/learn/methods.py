@@ -40,6 +40,7 @@ class Methods:
         train: training images and labels.
         options: of all methods.
         pattern: N:M.
+        may_decide: whether there are validation images, so that a choice need not be made on the test images.
         out: folder of the checkpoint and of TensorBoard's files.
         progress: told of every batch.
     """
@@ -49,6 +50,7 @@ class Methods:
     train: Samples
     options: MaskOptions
     pattern: NMPattern
+    may_decide: bool
     out: Path
     progress: Progress
 
@@ -82,6 +84,7 @@ class Methods:
             inner=inner,
             calibration_count=self.options.calibration_count,
             batch_size=self.options.batch_size,
+            augment=self.options.augment,
             seed=self.options.seed,
             progress=self.progress,
         )

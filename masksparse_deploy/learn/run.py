@@ -122,6 +122,7 @@ def _learn(
         train=train,
         options=mask_options,
         pattern=pattern,
+        may_decide="validation" in splits,
         out=out,
         progress=progress,
     )

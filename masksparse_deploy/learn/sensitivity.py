@@ -117,6 +117,7 @@ class Meter:
                 inner=Given(outcome=outcome),
                 calibration_count=self._options.calibration_count,
                 batch_size=self._options.batch_size,
+                augment=self._options.augment,
                 seed=self._options.seed,
             )
             found.append(self._evaluate(follower.sparsify(self._model, layers, self._train)))

@@ -4,6 +4,7 @@ from torch import nn
 
 from masksparse_deploy.core.masks import fingerprint
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.learn.augmentation import Augmentation, augment
 from masksparse_deploy.learn.batch_norm import reestimate, running_statistics
 from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.magnitude import Magnitude
@@ -59,14 +60,17 @@ def test_the_baseline_calibrates_the_masked_network_on_images_that_the_seed_draw
     model, train = tiny_cnn(), labelled_by_network(96, seed=1)
     layers = survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
 
-    def outcome(seed: int) -> Outcome:
+    def outcome(seed: int, how: Augmentation = "shift") -> Outcome:
         inner = Magnitude(pattern=PATTERN)
-        method = Reestimated(inner=inner, calibration_count=32, batch_size=16, seed=seed)
+        method = Reestimated(inner=inner, calibration_count=32, batch_size=16, augment=how, seed=seed)
         return method.sparsify(model, layers, train)
 
     found = outcome(1)
     masked = {name: model.get_parameter(name) * torch.tensor(mask.keep) for name, mask in found.masks.items()}
-    chosen = np.random.default_rng(1).permutation(96)[:32]
-    expected = reestimate(model, masked, train.images[chosen], batch_size=16)
+    generator = np.random.default_rng(1)
+    chosen = generator.permutation(96)[:32]
+    shifted = augment(torch.from_numpy(train.images[chosen]), "shift", generator).numpy()
+    expected = reestimate(model, masked, shifted, batch_size=16)
     assert fingerprint(found.statistics) == fingerprint(expected)
+    assert fingerprint(outcome(1, "none").statistics) != fingerprint(expected)
     assert fingerprint(outcome(2).statistics) != fingerprint(expected)

@@ -41,7 +41,14 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("masksparse_deploy.learn.permuted.permute", lambda model, permutations: model)
 
 
-def decide(counts: Mapping[str, int], *, largest_drop: float = 1.0, network: Any = tiny_cnn, **options: Any) -> Choice:
+def decide(
+    counts: Mapping[str, int],
+    *,
+    largest_drop: float = 1.0,
+    network: Any = tiny_cnn,
+    may_decide: bool = True,
+    **options: Any,
+) -> Choice:
     """The choice when masks of that name classify so many of 1000 images correctly; other names must not be asked for."""
     model, train = network(), labelled_by_network(64, 1)
     survey = survey_layers(model, probe_model(model, train.images.shape[1:]), pattern=PATTERN)
@@ -51,6 +58,7 @@ def decide(counts: Mapping[str, int], *, largest_drop: float = 1.0, network: Any
         train=train,
         options=MaskOptions(calibration_count=32, batch_size=16, **options),
         pattern=PATTERN,
+        may_decide=may_decide,
         out=Path(),
         progress=silent,
     )
@@ -90,9 +98,10 @@ class TestRecipe:
             "magnitude + permutation": 750,
             "magnitude + permutation + batch norm": 800,
             "scores + permutation": 895,
+            "scores + permutation + batch norm": 890,
         }
         choice = decide(counts, method="auto")
-        assert names(choice.tried) == list(counts)[1:]
+        assert names(choice.tried) == list(counts)[1:5]
         assert [stage.name for stage in choice.recipe] == ["dense", "magnitude", "permutation", "batch norm", "scores"]
         assert all(stage.kept for stage in choice.recipe)
         assert choice.tried[-1].outcome.masks == {NAME: LEARNED}
@@ -100,6 +109,7 @@ class TestRecipe:
 
     def test_a_stage_that_hurts_is_dropped(self) -> None:
         counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 699, "magnitude + batch norm": 800, "scores": 895}
+        counts |= {"scores + batch norm": 890}
         choice = decide(counts, method="auto")
         assert [(stage.name, stage.kept) for stage in choice.recipe][2] == ("permutation", False)
         assert names(choice.tried)[-1] == "scores"
@@ -112,6 +122,7 @@ class TestRecipe:
             "magnitude + permutation": 750,
             "magnitude + permutation + batch norm": 800,
             "scores + permutation": 600,
+            "scores + permutation + batch norm": 610,
         }
         choice = decide(counts, method="auto")
         assert names(choice.tried)[-1] == "magnitude + permutation + batch norm"
@@ -133,18 +144,26 @@ class TestRecipe:
 class TestMethods:
     def test_recalibration_is_kept_only_if_it_helps(self) -> None:
         for better, last in ((801, "scores + batch norm"), (799, "scores")):
-            choice = decide({"scores": 800, "scores + batch norm": better}, method="scores", recalibrate=True)
+            choice = decide({"scores": 800, "scores + batch norm": better}, method="scores")
             assert names(choice.tried)[:2] == ["magnitude", "magnitude + batch norm"]
             assert names(choice.tried)[-1] == last
             assert choice.recipe == ()
 
-    def test_gumbel_is_recalibrated_by_itself(self) -> None:
-        choice = decide({"gumbel": 800, "gumbel + batch norm": 850}, method="gumbel")
-        assert names(choice.tried)[-1] == "gumbel + batch norm"
-        assert names(decide({}, method="gumbel", recalibrate=False).tried)[-1] == "gumbel"
+    def test_recalibration_can_be_demanded_and_forbidden(self) -> None:
+        # Nothing is counted: there is nothing to decide.
+        for recalibrate, last in ((True, "gumbel + batch norm"), (False, "gumbel")):
+            assert names(decide({}, method="gumbel", recalibrate=recalibrate).tried)[-1] == last
+
+    def test_the_test_images_do_not_decide_between_statistics(self) -> None:
+        assert names(decide({}, method="scores", may_decide=False).tried)[-1] == "scores"
+        # Those of random masks are estimated again in any case.
+        assert names(decide({}, method="gumbel", may_decide=False).tried)[-1] == "gumbel + batch norm"
+
+    def test_statistics_that_must_stay_are_not_recalibrated(self) -> None:
+        assert names(decide({}, method="scores", batch_norm=False).tried)[-1] == "scores"
 
     def test_permutation_comes_before_the_method(self) -> None:
-        choice = decide({}, method="scores", permute=True)
+        choice = decide({}, method="scores", permute=True, recalibrate=False)
         assert names(choice.tried) == [
             "magnitude",
             "magnitude + permutation",

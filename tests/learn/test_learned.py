@@ -11,7 +11,7 @@ from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.model import state_fingerprint
-from tests.learn.learning import OPTIONS, PATTERN, TRAIN, content, layers, run
+from tests.learn.learning import PATTERN, TRAIN, content, layers, run
 from tests.learn.networks import RootNet, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import TinyCnn, tiny_cnn
 
@@ -118,7 +118,7 @@ def test_the_seed_decides(tmp_path: Path, method: Method) -> None:
 def test_a_loss_that_is_not_finite_is_an_error_with_its_step(tmp_path: Path) -> None:
     # Finite images, whose sums in the first convolution are beyond float32.
     huge = Samples(np.sign(TRAIN.images) * np.float32(3e38), TRAIN.labels)
-    with pytest.raises(UsageError, match=r"loss became (nan|inf) in step 1; try a mask.learning_rate below 0.02"):
+    with pytest.raises(UsageError, match=r"loss became (nan|inf) in step 1; try a mask.learning_rate below 0.01"):
         run(tmp_path / "c", train=huge)
     one = TRAIN.images.copy()
     one[17] = huge.images[17]
@@ -264,7 +264,7 @@ def test_the_course_of_learning_for_tensorboard(tmp_path: Path) -> None:
     assert [event.step for event in losses] == [3, 6, 9]
     # The file holds float32.
     assert [event.value for event in losses] == pytest.approx([point.loss for point in outcome.history], rel=1e-6)
-    assert all(0 < event.value < OPTIONS.learning_rate * 1.0001 for event in events.Scalars("learning_rate"))
+    assert all(0 < event.value < 0.01 * 1.0001 for event in events.Scalars("learning_rate"))
     before = {
         name: PATTERN.keep_largest(np.abs(tiny_cnn().get_parameter(name).detach().numpy()), group_axis=1)
         for name in outcome.masks
