@@ -58,7 +58,7 @@ def select(
     Args:
         model_options: the network.
         data_options: training images for batch-norm statistics; validation images, else test images, for the choice.
-        mask_options: pattern, include, exclude, batch_norm, batch_size, calibration_count and seed.
+        mask_options: pattern, include, exclude, batch_norm, batch_size, calibration_count, augment and seed.
         select_options: budget and targets.
         folder: where the configuration lies.
         out: output folder.

@@ -53,9 +53,8 @@ class _Measurements(Document):
 class Meter:
     """Measures a network with magnitude masks on some of its layers.
 
-    Estimating batch-norm statistics again helps where masks move them far, and hurts where they hardly do: training images
-    without the augmentation that the network was trained with have other statistics. So both are measured, and what comes
-    closer to the dense network counts. Results are kept in a file: an interrupted selection goes on where it was.
+    Estimating batch-norm statistics again helps where masks move them far, and hurts where they hardly do: images augmented
+    otherwise than in training have other statistics. So both are measured, and what comes closer to the dense network counts. Results are kept in a file: an interrupted selection goes on where it was.
 
     Attributes:
         dense_correct: how many of the images the dense network classifies correctly.
@@ -79,7 +78,7 @@ class Meter:
             layers: the layers that may be masked.
             train: images for batch-norm statistics.
             judge: the images that decide, with labels.
-            options: pattern, batch_norm, batch_size, calibration_count and seed.
+            options: pattern, batch_norm, batch_size, calibration_count, augment and seed.
             checkpoint: the file that results are kept in.
 
         Raises:
@@ -138,7 +137,7 @@ class Meter:
         return int(np.count_nonzero(logits.argmax(1) == self._judge.labels))
 
     def _key(self) -> str:
-        fields = {"pattern", "batch_norm", "batch_size", "calibration_count", "seed"}
+        fields = {"pattern", "batch_norm", "batch_size", "calibration_count", "augment", "seed"}
         content = {
             "options": self._options.model_dump(mode="json", include=fields),
             "model": state_fingerprint(self._model),

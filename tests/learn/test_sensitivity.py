@@ -112,6 +112,7 @@ def test_what_was_measured_in_other_circumstances_is_not_used(tmp_path: Path, mo
         make_meter(other.eval().requires_grad_(False), kept),
         make_meter(uneven_net(), kept, MASK.model_copy(update={"pattern": "1:4"})),
         make_meter(uneven_net(), kept, MASK.model_copy(update={"calibration_count": 65})),
+        make_meter(uneven_net(), kept, MASK.model_copy(update={"augment": "shift"})),
         make_meter(uneven_net(), kept, train=labelled_by_network(96, 7)),
     ]
     kept.write_bytes(kept.read_bytes()[:100])
