@@ -73,6 +73,10 @@ class Processes:
 
         self.from_main(act)
 
+    def agreed(self, count: int) -> int:
+        """The main process's `count`, so that all of them go the same way where roundings might differ; not negative."""
+        return int(self.from_main(lambda: str(count).encode()))
+
     def _broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         # NCCL only knows tensors on the GPU.
         tensor = tensor.to(self.device)

@@ -1,5 +1,6 @@
 """The learn stage: a trained network and its data in, masks and the report of what they do out."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,7 @@ def learn(
             folder=folder,
             out=out,
             device=processes.device,
+            agreed=processes.agreed,
             progress=processes.shown(progress),
         )
         processes.on_main(partial(_write, out, masks, report))
@@ -87,6 +89,7 @@ def _learn(
     folder: Path,
     out: Path,
     device: torch.device,
+    agreed: Callable[[int], int],
     progress: Progress,
 ) -> tuple[MaskSet, LearnReport]:
     make_folder(out)
@@ -128,7 +131,7 @@ def _learn(
     )
     choice = choose(
         methods,
-        lambda candidate: count(candidate, validation),
+        lambda candidate: agreed(count(candidate, validation)),
         total=len(validation),
         largest_drop=gates.accuracy_drop_points,
     )

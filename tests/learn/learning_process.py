@@ -2,7 +2,7 @@
 
     python -m tests.learn.learning_process FOLDER RUNS
 
-RUNS is a JSON list; each run prints a line of JSON. After step `pause` the main process prints a line and waits for input.
+RUNS is a JSON list. A line of JSON tells the count that all agree on, and another the result of each run. After step `pause` the main process prints a line and waits for input.
 """
 
 import json
@@ -43,7 +43,9 @@ def result(folder: Path, plan: dict[str, Any]) -> dict[str, object]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    with joined_processes(OPTIONS):
+    with joined_processes(OPTIONS) as processes:
+        # Each process counts something else.
+        print(json.dumps({"agreed": processes.agreed(100 + processes.index)}), flush=True)
         for plan in json.loads(sys.argv[2]):
             print(json.dumps(result(Path(sys.argv[1]), plan)), flush=True)
 

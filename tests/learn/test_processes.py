@@ -44,18 +44,21 @@ def start(folder: Path, plans: list[dict[str, Any]], count: int = 1) -> list[sub
 
 
 def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    """The results of all runs; fails where the process hangs or writes to stderr."""
+    """The results of all runs; fails where the process hangs, writes to stderr, or disagrees with the main process."""
     try:
         output, errors = process.communicate(timeout=SECONDS)
     finally:
         process.kill()
     assert errors == ""
     assert process.returncode == 0
-    return [json.loads(line) for line in output.splitlines()]
+    agreed, *found = [json.loads(line) for line in output.splitlines()]
+    assert agreed == {"agreed": 100}
+    return found
 
 
 def wait_for_pause(process: subprocess.Popen[str]) -> None:
     assert process.stdout is not None
+    assert process.stdout.readline() == '{"agreed": 100}\n'
     assert process.stdout.readline() == "paused\n"
 
 
@@ -113,8 +116,9 @@ def test_when_one_of_two_processes_is_killed_the_other_stops_and_both_go_on(tmp_
     wait_for_pause(processes[0])
     kill(processes[killed])
     output, errors = processes[1 - killed].communicate("\n", timeout=SECONDS)
-    assert json.loads(output)["error"] == "MachineError", errors
-    assert f"process {1 - killed} of 2 lost the others" in json.loads(output)["message"]
+    stopped = json.loads(output.splitlines()[-1])
+    assert stopped["error"] == "MachineError", errors
+    assert f"process {1 - killed} of 2 lost the others" in stopped["message"]
     plans = [{"checkpoint": name, "options": options} for name in ("c", "whole")]
     main, other = (results(process) for process in start(tmp_path, plans, count=2))
     assert main[0]["seen"] == [5, 6, 7, 8, 9]
