@@ -54,7 +54,8 @@ class Meter:
     """Measures a network with magnitude masks on some of its layers.
 
     Estimating batch-norm statistics again helps where masks move them far, and hurts where they hardly do: images augmented
-    otherwise than in training have other statistics. So both are measured, and what comes closer to the dense network counts. Results are kept in a file: an interrupted selection goes on where it was.
+    otherwise than in training have other statistics. So both are measured, and what comes closer to the dense network
+    counts. Results are kept in a file: an interrupted selection goes on where it was.
 
     Attributes:
         dense_correct: how many of the images the dense network classifies correctly.
