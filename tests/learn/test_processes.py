@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,38 +19,40 @@ from tests.learn.learning import TRAIN, content, run
 from tests.models.tiny_cnn import tiny_cnn
 from tests.requirements import REPOSITORY
 
-SECONDS = 120
+SECONDS = 300
 
 
-def start(folder: Path, plans: list[dict[str, Any]], count: int = 1) -> list[subprocess.Popen[str]]:
-    """Start `count` processes that know of one another, as a launcher would."""
+@contextmanager
+def started(folder: Path, plans: list[dict[str, Any]], count: int = 1) -> Iterator[list[subprocess.Popen[str]]]:
+    """Start `count` processes that know of one another, as a launcher would; none is left at the end of the block."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for index in range(count):
-        variables = {
-            "RANK": index,
-            "LOCAL_RANK": index,
-            "WORLD_SIZE": count,
-            "LOCAL_WORLD_SIZE": count,
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": 1,
-        }
-        environment = {**os.environ, **({name: str(value) for name, value in variables.items()} if count > 1 else {})}
-        command = [sys.executable, "-m", "tests.learn.learning_process", str(folder), json.dumps(plans)]
-        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **pipes))
-    return started
+    command = [sys.executable, "-m", "tests.learn.learning_process", str(folder), json.dumps(plans)]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with ExitStack() as stack:
+        processes = []
+        for index in range(count):
+            variables = {
+                "RANK": index,
+                "LOCAL_RANK": index,
+                "WORLD_SIZE": count,
+                "LOCAL_WORLD_SIZE": count,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "OMP_NUM_THREADS": 1,
+            }
+            environment = {**os.environ, **({name: str(value) for name, value in variables.items()} if count > 1 else {})}
+            process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, text=True, **pipes)
+            # The last entered is left first: killed, and only then waited for.
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        yield processes
 
 
 def results(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     """The results of all runs; fails where the process hangs, writes to stderr, or disagrees with the main process."""
-    try:
-        output, errors = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
+    output, errors = process.communicate(timeout=SECONDS)
     assert errors == ""
     assert process.returncode == 0
     agreed, *found = [json.loads(line) for line in output.splitlines()]
@@ -71,9 +75,9 @@ def kill(process: subprocess.Popen[str]) -> None:
 def test_a_process_killed_in_mid_epoch_goes_on_to_the_same_masks(tmp_path: Path) -> None:
     # Three steps are an epoch; the state after the fourth is there when the fifth is done.
     plan = {"checkpoint": "c", "method": "gumbel", "options": {"checkpoint_steps": 1}, "pause": 5}
-    (process,) = start(tmp_path, [plan])
-    wait_for_pause(process)
-    kill(process)
+    with started(tmp_path, [plan]) as (process,):
+        wait_for_pause(process)
+        kill(process)
     seen: list[int] = []
     continued = run(tmp_path / "c", method="gumbel", progress=lambda text, done, total: seen.append(done))
     assert seen == [5, 6, 7, 8, 9]
@@ -90,7 +94,8 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
         {"checkpoint": "file/d"},
         {"checkpoint": "e", "images": 3},
     ]
-    main, other = (results(process) for process in start(tmp_path, plans, count=2))
+    with started(tmp_path, plans, count=2) as processes:
+        main, other = (results(process) for process in processes)
     for index in range(3):
         assert main[index]["content"] == other[index]["content"]
     # The main process alone shows progress and writes.
@@ -112,15 +117,16 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("killed", [0, 1])
 def test_when_one_of_two_processes_is_killed_the_other_stops_and_both_go_on(tmp_path: Path, killed: int) -> None:
     options = {"batch_size": 16, "checkpoint_steps": 1}
-    processes = start(tmp_path, [{"checkpoint": "c", "options": options, "pause": 5}], count=2)
-    wait_for_pause(processes[0])
-    kill(processes[killed])
-    output, errors = processes[1 - killed].communicate("\n", timeout=SECONDS)
+    with started(tmp_path, [{"checkpoint": "c", "options": options, "pause": 5}], count=2) as processes:
+        wait_for_pause(processes[0])
+        kill(processes[killed])
+        output, errors = processes[1 - killed].communicate("\n", timeout=SECONDS)
     stopped = json.loads(output.splitlines()[-1])
     assert stopped["error"] == "MachineError", errors
     assert f"process {1 - killed} of 2 lost the others" in stopped["message"]
     plans = [{"checkpoint": name, "options": options} for name in ("c", "whole")]
-    main, other = (results(process) for process in start(tmp_path, plans, count=2))
+    with started(tmp_path, plans, count=2) as processes:
+        main, other = (results(process) for process in processes)
     assert main[0]["seen"] == [5, 6, 7, 8, 9]
     assert main[0]["content"] == main[1]["content"] == other[0]["content"] == other[1]["content"]
 
