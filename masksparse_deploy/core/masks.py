@@ -202,12 +202,12 @@ def read_mask_set(path: Path) -> MaskSet:
             statistics=statistics,
             permutations=permutations,
         )
-    except (KeyError, TypeError, ValueError, MasksparseError) as error:
+        recorded, found = header["digest"], masks.digest
+    except (AttributeError, KeyError, TypeError, ValueError, MasksparseError) as error:
         raise ArtifactError(f"mask set {path} is damaged ({_first_line(error)}); {remedy}") from error
-    if masks.digest != header["digest"]:
+    if found != recorded:
         raise ArtifactError(
-            f"mask set {path} was changed after it was written: recorded digest {header['digest']}, "
-            f"content digest {masks.digest}; {remedy}"
+            f"mask set {path} was changed after it was written: recorded digest {recorded}, content digest {found}; {remedy}"
         )
     return masks
 

@@ -143,6 +143,21 @@ def test_a_header_of_another_tool_is_damaged(tmp_path: Path, header: str) -> Non
         read_mask_set(path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"digest": ...}, {"layers": []}, {"layers": None}, {"method": 3}, {"source_sha256": None}, {"skipped": 3}],
+    ids=str,
+)
+def test_a_header_with_fields_of_other_types_is_damaged(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "m.safetensors"
+    data = mask_set().to_bytes()
+    written = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["masksparse"]
+    header = {key: value for key, value in {**json.loads(written), **change}.items() if value is not ...}
+    path.write_bytes(save(load(data), metadata={"masksparse": json.dumps(header)}))
+    with pytest.raises(ArtifactError, match=r"m\.safetensors is damaged"):
+        read_mask_set(path)
+
+
 def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     data = bytearray(mask_set().to_bytes())
