@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.artifacts.foreign import ImportedLayer, ImportReport
 from masksparse_deploy.core.config import ModelOptions
+from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import make_folder, require_file, sha256_bytes, sha256_file, write_atomic
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
@@ -60,11 +61,14 @@ def import_foreign(
         progress: told of every layer.
 
     Raises:
-        UsageError: no such file, or checkpoint, network and image shape do not fit one another.
+        UsageError: no such file, `pattern` drops nothing, the checkpoint holds what is no plain tensor, or checkpoint,
+            network and image shape do not fit one another.
         ArtifactError: the checkpoint is damaged, or holds pickled objects, NaN or infinite weights.
         OutputError: `out` cannot be written.
     """
     asked = NMPattern.parse(pattern) if pattern is not None else None
+    if asked is not None and asked.n == asked.m:
+        raise UsageError(f"pattern {asked} drops nothing, so every weight follows it; give one with N < M, as 2:4, or none")
     path = require_file(folder / model_options.weights, "checkpoint")
     model = build_model(model_options.factory, folder)
     foreign = read_foreign(read_state(path, model), model.state_dict().keys(), where=str(path))
@@ -155,5 +159,8 @@ def _mask(weight_name: str, weight: npt.NDArray[np.float32], foreign: ForeignSta
     if weight_name in foreign.masks:
         # What the tool drops is zero, so these come after the nonzero weights.
         order += foreign.masks[weight_name].numpy()
+    if pattern.m != HARDWARE_PATTERN.m:
+        # Asked for, as 4:8, of weights that the hardware's pattern fits as well: kernels are told of that one.
+        pattern = HARDWARE_PATTERN
     keep = pattern.keep_largest(order, group_axis=GROUP_AXIS)
     return LayerMask(weight_name=weight_name, keep=keep, group_axis=GROUP_AXIS, pattern=pattern)

@@ -1,13 +1,14 @@
 """Checkpoints of pruning tools: the masks among their tensors, and the plain state dict that is left without them."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 import torch
 
 from masksparse_deploy.core.artifacts.foreign import Tool
-from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
 
 __all__ = ["ForeignState", "read_foreign"]
 
@@ -59,12 +60,15 @@ def read_foreign(stored: Mapping[str, torch.Tensor], own_names: Set[str], *, whe
 
     Raises:
         ArtifactError: a mask has another shape than its parameter or holds other values than 0 and 1.
+        UsageError: a tensor is quantized, in a compressed sparse layout, complex, or without data.
     """
     state: dict[str, torch.Tensor] = {}
     masks: dict[str, torch.Tensor] = {}
+    stacked: dict[str, list[torch.Tensor]] = defaultdict(list)
     parametrized: list[str] = []
     tools: list[Tool] = []
     for name, tensor in stored.items():
+        _check_plain(name, tensor, where)
         found = None if name in own_names else _recognise(name, own_names)
         if found is None:
             # What is neither a tool's nor the network's is refused, by name, when the network is filled.
@@ -73,20 +77,21 @@ def read_foreign(stored: Mapping[str, torch.Tensor], own_names: Set[str], *, whe
         tool, parameter, role = found
         tools.append(tool)
         if role.endswith("mask"):
-            masks[parameter] = tensor
+            stacked[parameter].append(tensor)
         elif role != "pruned_p":
             state[parameter] = tensor
         if role == "original":
             parametrized.append(parameter)
-    for parameter in masks.keys() & state.keys():
+    for parameter in stacked.keys() & state.keys():
         weight = state[parameter]
-        masks[parameter] = _checked(parameter, masks[parameter], weight, where)
+        # Tools that were used one after the other multiply the weight by each one's mask.
+        masks[parameter] = torch.stack([_checked(parameter, mask, weight, where) for mask in stacked[parameter]]).all(0)
         state[parameter] = torch.where(masks[parameter], weight, torch.zeros_like(weight))
     return ForeignState(
         tool=max(dict.fromkeys(tools), key=tools.count) if tools else "plain zeros",
         state=state,
         masks=masks,
-        unmasked=frozenset(parametrized) - masks.keys(),
+        unmasked=frozenset(parametrized) - stacked.keys(),
     )
 
 
@@ -97,6 +102,22 @@ def _recognise(name: str, own_names: Set[str]) -> tuple[Tool, str, str] | None:
         if match and match["module"] + match["parameter"] in own_names:
             return tool, match["module"] + match["parameter"], match["role"]
     return None
+
+
+def _check_plain(name: str, tensor: torch.Tensor, where: str) -> None:
+    """Refuse what no weight of a network can be filled with."""
+    kinds = {
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without data (on the meta device)": tensor.is_meta,
+        f"in the layout {tensor.layout}": tensor.layout != torch.strided,
+    }
+    kind = next((kind for kind, applies in kinds.items() if applies), None)
+    if kind:
+        raise UsageError(
+            f"checkpoint {where}: {name} is {kind}; the zeros are looked for in plain real tensors: save the network before it "
+            "is converted, or tensor.dequantize() or tensor.to_dense() of it"
+        )
 
 
 def _checked(parameter: str, mask: torch.Tensor, weight: torch.Tensor, where: str) -> torch.Tensor:

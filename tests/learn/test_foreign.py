@@ -212,6 +212,52 @@ def test_a_bad_checkpoint_is_refused_and_nothing_written(
     assert [file.name for file in tmp_path.iterdir()] == ["foreign.pth"]
 
 
+UNFIT: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = [
+    ("quantized", lambda weight: torch.quantize_per_tensor(weight, 0.01, 0, torch.qint8)),
+    (r"in the layout torch\.sparse_coo", torch.Tensor.to_sparse),
+    ("complex", lambda weight: weight.to(torch.complex64)),
+    ("without data", lambda weight: weight.to("meta")),
+]
+
+
+# torch is about to give up quantized tensors; there are checkpoints with them.
+@pytest.mark.filterwarnings("ignore:.*quantize:UserWarning", "ignore:TypedStorage:UserWarning")
+@pytest.mark.parametrize(("kind", "convert"), UNFIT, ids=[kind for kind, _ in UNFIT])
+def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, kind: str, convert: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    state = plain(planted())
+    with pytest.raises(UsageError, match=rf"fc\.weight is {kind}.*save the network before it is converted"):
+        run({**state, "fc.weight": convert(state["fc.weight"])}, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["foreign.pth"]
+
+
+def test_of_several_masks_a_weight_needs_all(tmp_path: Path) -> None:
+    state, name = asp(planted()), "block.conv1.weight"
+    state["block.conv1._weight_mask"] = torch.ones_like(state[name])
+    state["block.conv1._weight_mask"][0] = 0
+    run(state, tmp_path)
+    expected = plain(planted())[name]
+    expected[0] = 0
+    assert torch.equal(load_file(tmp_path / WEIGHTS)[name], expected)
+
+
+def test_a_pattern_that_drops_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="pattern 4:4 drops nothing"):
+        run(plain(planted()), tmp_path, pattern="4:4")
+
+
+@pytest.mark.parametrize("asked", ["4:8", "3:8"])
+def test_the_mask_of_a_wider_pattern_is_one_that_kernels_read(tmp_path: Path, asked: str) -> None:
+    masks, name = planted(), "block.conv1.weight"
+    if asked == "3:8":
+        masks[name][:, 7] = masks[name][:, 6] = False
+        masks[name][:, 5] = ~masks[name][:, 4]
+    report = run(plain(masks), tmp_path, pattern=asked)
+    assert (layer(report, "block.conv1").pattern, layer(report, "block.conv1").usable) == (asked, True)
+    mask = read_mask_set(tmp_path / MASKS).layers[name]
+    assert str(mask.pattern) == "2:4"
+    assert not (masks[name].numpy() & ~mask.keep).any()
+
+
 def test_safetensors_are_read_too(tmp_path: Path) -> None:
     save_file({name: value.contiguous() for name, value in asp(planted()).items()}, tmp_path / "asp.safetensors")
     options = ModelOptions(factory=TINY, weights="asp.safetensors")
