@@ -1,6 +1,7 @@
 """Selectors on a network in place: attached as parametrizations, read as masks, and taken off without a trace."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, final
 
@@ -17,7 +18,7 @@ from masksparse_deploy.learn.batch_norm import Statistics, running_statistics
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, survey_layers
 from masksparse_deploy.learn.gumbel import GumbelSelector
 from masksparse_deploy.learn.model import state_fingerprint
-from masksparse_deploy.learn.probe import Probe, probe_model
+from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.scores import ScoreSelector
 from masksparse_deploy.learn.selector import Selector
 
@@ -72,8 +73,17 @@ class AttachedMasks:
         model.requires_grad_(False)
         for layer in layers:
             module, selector = model.get_submodule(layer.name), self.selectors[layer.weight_name]
-            # "unsafe" leaves out a trial that computes every mask once more; shape and dtype are kept by construction.
-            parametrize.register_parametrization(module, _WEIGHT, selector.train(module.training), unsafe=True)
+            try:
+                # "unsafe" leaves out a trial that computes every mask once more; shape and dtype are kept by construction.
+                parametrize.register_parametrization(module, _WEIGHT, selector.train(module.training), unsafe=True)
+            except Exception as error:  # classes of the user's own may forbid what torch does to them
+                # torch takes the parameter off before it makes the class.
+                module._parameters.setdefault(_WEIGHT, self._parameters[layer.weight_name])
+                self._restore()
+                raise UsageError(
+                    f"{layer.name} cannot carry a mask: torch cannot parametrize its weight ({type(error).__name__}: {error}); "
+                    "leave it out by mask.exclude"
+                ) from error
 
     def __enter__(self) -> "AttachedMasks":
         return self
@@ -186,8 +196,8 @@ def attach(
         skipped: the layers left dense, to be recorded in the mask set.
 
     Raises:
-        UsageError: the network carries masks already or is not float32, or the method does not exist or cannot do the pattern.
-            The network is as before then.
+        UsageError: the network carries masks already, is not float32 or not finite, or the method does not exist or cannot do
+            the pattern. The network is as before then.
     """
     if method not in _SELECTORS:
         raise UsageError(f"method {method!r} does not learn masks; use one of {', '.join(map(repr, _SELECTORS))}")
@@ -217,24 +227,42 @@ def attach_masks(
 
     Raises:
         UsageError: no layer is eligible, a glob matches none, a layer named without wildcards cannot carry a mask, the network
-            does not take such images, or what `attach` raises. The network is as before then.
+            does not take such images or is wrapped, or what `attach` raises. The network is as before then.
     """
+    for option, globs in (("include", include), ("exclude", exclude)):
+        if isinstance(globs, str):
+            raise UsageError(f"{option} is the text {globs!r}, which would be read letter by letter; give a list: [{globs!r}]")
     if example.ndim != _IMAGE_AXES:
         raise UsageError(f"the example has the shape {tuple(example.shape)}; it must be (count, channels, height, width)")
+    _check_unwrapped(model)
     _check_network(model)
     chosen = NMPattern.parse(pattern)
-    survey = survey_layers(model, _probe(model, example), pattern=chosen, include=include, exclude=exclude)
+    with _evaluating(model):
+        probe = probe_model(model, tuple(example.shape[1:]))
+        survey = survey_layers(model, probe, pattern=chosen, include=include, exclude=exclude)
     return attach(model, survey.eligible, chosen, method, skipped=survey.skipped)
 
 
-def _probe(model: nn.Module, example: torch.Tensor) -> Probe:
-    """Probe in evaluation mode, so that no statistics move, and go back to the modes of before."""
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and back: in training batch norms, and spectral norms whose weight is but looked at, move on."""
     modes = {name: module.training for name, module in model.named_modules()}
     try:
-        return probe_model(model.eval(), tuple(example.shape[1:]))
+        model.eval()
+        yield
     finally:
         for name, module in model.named_modules():
             module.training = modes[name]
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Names go into the mask set, and a wrapper puts its own before them."""
+    inside = "_orig_mod" if isinstance(getattr(model, "_orig_mod", None), nn.Module) else "module"
+    if inside == "_orig_mod" or isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise UsageError(
+            f"the network is wrapped in {type(model).__name__}, under whose names masks would not fit its checkpoint; attach "
+            f"to the network inside, model.{inside}, before it is wrapped"
+        )
 
 
 def _check_network(model: nn.Module) -> None:
@@ -248,6 +276,8 @@ def _check_network(model: nn.Module) -> None:
                 f"{name} is {tensor.dtype}, and masks are made for float32 networks; call model.float() first, and train "
                 "under torch.autocast where less precision is wanted"
             )
+        if not bool(torch.isfinite(tensor).all()):
+            raise UsageError(f"{name} holds NaN or infinite values; use weights from before the training diverged")
 
 
 def _check_frozen(changed: Sequence[str]) -> None:

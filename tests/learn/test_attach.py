@@ -1,5 +1,7 @@
 import copy
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrizations, parametrize
 
 from masksparse_deploy.core.config import BakeOptions, ModelOptions
 from masksparse_deploy.core.errors import UsageError
@@ -358,6 +360,8 @@ def test_layers_that_cannot_carry_a_mask_are_recorded_or_refused() -> None:
         ({"method": "magnitude"}, r"method 'magnitude' does not learn masks; use one of 'scores', 'gumbel'"),
         ({"example": torch.zeros(3, 8, 8)}, r"the example has the shape \(3, 8, 8\); it must be \(count, channels, height"),
         ({"example": torch.zeros(1, 1, 8, 8)}, r"layer conv1 takes 3 channels and receives 1"),
+        ({"include": "conv2"}, r"include is the text 'conv2', .*; give a list: \['conv2'\]"),
+        ({"exclude": "conv2"}, r"exclude is the text 'conv2'"),
     ],
 )
 def test_what_cannot_work_is_refused_and_changes_nothing(arguments: dict[str, object], message: str) -> None:
@@ -376,6 +380,49 @@ def test_too_large_a_codebook_changes_nothing() -> None:
     assert described(model) == before
     with attach_masks(model, EXAMPLE, pattern="8:16", include=["1"]) as masks:
         assert masks.mask_set().layers["1.weight"].keep.mean() == 0.5
+
+
+def test_a_layer_whose_class_forbids_it_is_refused_and_the_others_restored() -> None:
+    class Closed(nn.Conv2d):
+        def __init_subclass__(cls) -> None:
+            raise TypeError("no subclasses")
+
+    model = user_model()
+    model.block.conv2 = Closed(16, 16, 3, padding=1)
+    before = described(model)
+    with pytest.raises(UsageError, match=r"block\.conv2 cannot carry a mask: .*\(TypeError: no subclasses\); leave it out by"):
+        attach_masks(model, EXAMPLE)
+    assert described(model) == before
+    with attach_masks(model, EXAMPLE, exclude=["block.conv2"]) as masks:
+        assert set(masks.selectors) == {"block.conv1.weight", "block.shortcut.0.weight"}
+
+
+def test_looking_at_a_spectral_norm_in_training_does_not_move_it() -> None:
+    model = tiny_cnn().train()
+    parametrizations.spectral_norm(model.block.conv1)
+    before = described(model)
+    attach_masks(model, EXAMPLE).detach()
+    assert described(model) == before
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inside"),
+    [(nn.DataParallel, "module"), (functools.partial(torch.compile, backend="eager"), "_orig_mod")],
+    ids=["parallel", "compiled"],
+)
+def test_a_wrapped_network_is_refused_as_its_names_would_not_fit(wrap: Callable[[nn.Module], nn.Module], inside: str) -> None:
+    model = tiny_cnn()
+    with pytest.raises(UsageError, match=rf"attach to the network inside, model\.{inside}, before"):
+        attach_masks(wrap(model), EXAMPLE)
+    attach_masks(model, EXAMPLE).detach()
+
+
+def test_a_network_that_diverged_is_refused() -> None:
+    model = tiny_cnn()
+    with torch.no_grad():
+        model.block.conv1.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(UsageError, match=r"block\.conv1\.weight holds NaN or infinite values"):
+        attach_masks(model, EXAMPLE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
