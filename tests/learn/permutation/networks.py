@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from samples.digits.model import digits_net
+from samples.own_loop.run import small_network
 from tests.models.cifar_resnet import resnet20, resnet32
 from tests.models.tiny_cnn import tiny_cnn
 
@@ -197,6 +198,46 @@ class Shuffle(nn.Module):
         return x.view(count, 2, channels // 2, height, width).transpose(1, 2).reshape(count, channels, height, width)
 
 
+class Attention(nn.Module):
+    """Two heads; queries, keys and values from one projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projection = nn.Linear(8, 24)
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(2).transpose(1, 2)
+        count, length, width = tokens.shape
+        query, key, value = self.projection(tokens).view(count, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        mixed = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(count, length, width)
+        return self.out(mixed).transpose(1, 2).view_as(x)
+
+
+class Overlapping(nn.Module):
+    """Two convolutions read slices that have channels in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(6, 8, 1)
+        self.second = nn.Conv2d(6, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.first(x[:, :6]) + self.second(x[:, 2:])
+
+
+class Mirrored(nn.Module):
+    """A weight that is read a second time with inputs and outputs exchanged, and a bias that is added a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.conv(x)) + self.conv.bias[:, None, None]
+        return functional.conv_transpose2d(hidden, self.conv.weight)
+
+
 class Frozen(nn.Module):
     """A part under no_grad."""
 
@@ -264,6 +305,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     # The shortcut ends in stage 3, which the classifier reads; the blocks' inner channels are free.
     "tiny": (tiny_cnn, (16, 16, 8)),
     "digits": (digits_net, (64, 64, 64, 32, 32, 16, 16)),
+    "own loop": (small_network, (64, 32, 16)),
     # Padded shortcuts: the 32 channels of stage 2 are the 16 of stage 1 and 16 around them; likewise in stage 3.
     "resnet20": (resnet20, (64,) * 3 + (32,) * 4 + (16,) * 5),
     "resnet32": (resnet32, (64,) * 5 + (32,) * 6 + (16,) * 7),
@@ -287,6 +329,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "fixed": (lambda: Stem(Fixed()), ()),
     "pick": (lambda: Stem(Pick()), ()),
     "shuffle": (lambda: Stem(Shuffle()), ()),
+    "attention": (lambda: Stem(Attention()), (8, 8)),
+    "pixel shuffle": (lambda: Stem(nn.Sequential(nn.Conv2d(8, 32, 1), nn.PixelShuffle(2), nn.Conv2d(8, 8, 1))), (8, 8)),
+    "overlapping": (lambda: Stem(Overlapping()), (8, 4, 2, 2)),
+    "mirrored": (lambda: Stem(Mirrored()), (8, 8)),
     "frozen": (lambda: Stem(Frozen()), (8,)),
     "feature": (FeatureNet, (8,)),
 }
