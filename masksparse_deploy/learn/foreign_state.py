@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from masksparse_deploy.core.artifacts.foreign import Tool
-from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.errors import ArtifactError
 
 __all__ = ["ForeignState", "read_foreign"]
 
@@ -60,7 +60,6 @@ def read_foreign(stored: Mapping[str, torch.Tensor], own_names: Set[str], *, whe
 
     Raises:
         ArtifactError: a mask has another shape than its parameter or holds other values than 0 and 1.
-        UsageError: a tensor is quantized, in a compressed sparse layout, complex, or without data.
     """
     state: dict[str, torch.Tensor] = {}
     masks: dict[str, torch.Tensor] = {}
@@ -68,7 +67,6 @@ def read_foreign(stored: Mapping[str, torch.Tensor], own_names: Set[str], *, whe
     parametrized: list[str] = []
     tools: list[Tool] = []
     for name, tensor in stored.items():
-        _check_plain(name, tensor, where)
         found = None if name in own_names else _recognise(name, own_names)
         if found is None:
             # What is neither a tool's nor the network's is refused, by name, when the network is filled.
@@ -102,22 +100,6 @@ def _recognise(name: str, own_names: Set[str]) -> tuple[Tool, str, str] | None:
         if match and match["module"] + match["parameter"] in own_names:
             return tool, match["module"] + match["parameter"], match["role"]
     return None
-
-
-def _check_plain(name: str, tensor: torch.Tensor, where: str) -> None:
-    """Refuse what no weight of a network can be filled with."""
-    kinds = {
-        "quantized": tensor.is_quantized,
-        "complex": tensor.is_complex(),
-        "without data (on the meta device)": tensor.is_meta,
-        f"in the layout {tensor.layout}": tensor.layout != torch.strided,
-    }
-    kind = next((kind for kind, applies in kinds.items() if applies), None)
-    if kind:
-        raise UsageError(
-            f"checkpoint {where}: {name} is {kind}; the zeros are looked for in plain real tensors: save the network before it "
-            "is converted, or tensor.dequantize() or tensor.to_dense() of it"
-        )
 
 
 def _checked(parameter: str, mask: torch.Tensor, weight: torch.Tensor, where: str) -> torch.Tensor:

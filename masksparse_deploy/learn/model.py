@@ -79,10 +79,29 @@ def read_state(path: Path, model: nn.Module) -> dict[str, torch.Tensor]:
         model: its own names tell whether a prefix is a wrapper's.
 
     Raises:
-        UsageError: not a state dict.
+        UsageError: not a state dict, or quantized, complex or sparsely stored tensors.
         ArtifactError: damaged, or holds pickled objects.
     """
-    return _without_wrapper(_read_tensors(path), model)
+    state = _without_wrapper(_read_tensors(path), model)
+    for name, tensor in state.items():
+        _check_plain(name, tensor, path)
+    return state
+
+
+def _check_plain(name: str, tensor: torch.Tensor, path: Path) -> None:
+    """Refuse what no weight of a network can be filled with."""
+    kinds = {
+        "quantized": tensor.is_quantized,
+        "complex": tensor.is_complex(),
+        "without data (on the meta device)": tensor.is_meta,
+        f"in the layout {tensor.layout}": tensor.layout != torch.strided,
+    }
+    kind = next((kind for kind, applies in kinds.items() if applies), None)
+    if kind:
+        raise UsageError(
+            f"checkpoint {path}: {name} is {kind}; weights must be plain real tensors: save the network before it is "
+            "converted, or tensor.dequantize() or tensor.to_dense() of it"
+        )
 
 
 def fill_model(model: nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> nn.Module:

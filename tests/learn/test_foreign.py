@@ -228,6 +228,9 @@ def test_what_is_no_plain_tensor_is_refused(tmp_path: Path, kind: str, convert: 
     with pytest.raises(UsageError, match=rf"fc\.weight is {kind}.*save the network before it is converted"):
         run({**state, "fc.weight": convert(state["fc.weight"])}, tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["foreign.pth"]
+    options = ModelOptions(factory=TINY, weights="foreign.pth")
+    with pytest.raises(UsageError, match=rf"fc\.weight is {kind}"):
+        load_model(options, tmp_path)
 
 
 def test_of_several_masks_a_weight_needs_all(tmp_path: Path) -> None:
