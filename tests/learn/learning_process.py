@@ -2,7 +2,8 @@
 
     python -m tests.learn.learning_process FOLDER RUNS
 
-RUNS is a JSON list. A line of JSON tells the count that all agree on, and another the result of each run. After step `pause` the main process prints a line and waits for input.
+RUNS is a JSON list. A line of JSON tells the count that all agree on, and another the result of each run. After step `pause`
+the main process prints a line and waits for input.
 """
 
 import json
