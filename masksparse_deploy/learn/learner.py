@@ -61,8 +61,8 @@ class Learner:
         self._options = options
         self._accelerator = start_accelerator(options)
         device = self._accelerator.device
-        seen = torch.from_numpy(train.images[:_COMPARED_COUNT])
-        self._teacher = teacher_copy(model, seen).to(device) if options.distillation > 0 else None
+        seen = torch.from_numpy(train.images[:_COMPARED_COUNT]).to(device)
+        self._teacher = teacher_copy(model, seen) if options.distillation > 0 else None
         self._student = copy.deepcopy(model)
         self._attached = attach(self._student, layers, NMPattern.parse(options.pattern), method)
         self._norms = batch_norms(self._student) if options.batch_norm else {}

@@ -19,17 +19,22 @@ def teacher_copy(model: nn.Module, images: torch.Tensor) -> nn.Module:
     Args:
         model: in evaluation mode; not changed.
         images: float32 (count, channels, height, width), on which the copy must give the network's answers; where it does not,
-            or where the network's code cannot be traced, it is a plain copy.
+            where the network's code cannot be traced, or where it has hooks, it is a plain copy. The copy is where they are.
     """
-    plain = copy.deepcopy(model)
-    try:
-        folded = fx.symbolic_trace(copy.deepcopy(model))
-    except Exception:  # the user's forward may fail in any way on what is no tensor
+    # Before tracing, which writes devices that the network's code asks for into the trace.
+    plain = copy.deepcopy(model).to(images.device)
+    # Tracing leaves out the network's own hooks, and folding those of batch norms.
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return plain
-    _fold(folded)
     with torch.no_grad():
-        expected, found = plain(images), folded(images)
-    return folded if bool((found - expected).abs().max() <= _TOLERANCE * expected.abs().max()) else plain
+        expected = plain(images)
+        try:
+            folded = fx.symbolic_trace(copy.deepcopy(plain))
+            _fold(folded)
+            difference = (folded(images) - expected).abs().max()
+        except Exception:  # the user's forward may fail in any way on what is no tensor, and so may what was traced of it
+            return plain
+    return folded if bool(difference <= _TOLERANCE * expected.abs().max()) else plain
 
 
 def _fold(network: fx.GraphModule) -> None:
@@ -38,7 +43,8 @@ def _fold(network: fx.GraphModule) -> None:
     targets = [node.target for node in calls]
     for node in calls:
         norm, source = modules[node.target], node.args[0] if node.args else None
-        if not isinstance(norm, _BatchNorm) or norm.running_mean is None or source not in calls:
+        # In training mode, where a network's code keeps one there, it answers with the statistics of the batch.
+        if not isinstance(norm, _BatchNorm) or norm.training or norm.running_mean is None or source not in calls:
             continue
         assert isinstance(source, fx.Node)
         convolution = modules[source.target]

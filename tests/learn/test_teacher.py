@@ -25,6 +25,38 @@ class Disguised(TinyCnn):
         return super().forward(x) * (1 if isinstance(x, torch.Tensor) else 2)
 
 
+class Staying(TinyCnn):
+    """Keeps a batch norm in training mode, so that answers depend on the batch."""
+
+    def train(self, mode: bool = True) -> "Staying":
+        super().train(mode)
+        self.block.bn1.training = True
+        return self
+
+
+class Selective(TinyCnn):
+    """Is traced to what no image goes through."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) if isinstance(x, torch.Tensor) else self.fc(x)
+
+
+class Hooked(TinyCnn):
+    """Has a hook that the images compared do not set off: tracing would leave it out unseen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_forward_hook(lambda module, inputs, output: output.clamp(max=1e6))
+
+
+class HookedInside(TinyCnn):
+    """The same at a batch norm, which folding would leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn.register_forward_pre_hook(lambda module, inputs: (inputs[0].clamp(max=1e6),))
+
+
 class Shared(nn.Module):
     """Neither convolution may take up its batch norm: one is called twice, the other's output is used twice."""
 
@@ -63,10 +95,22 @@ def test_batch_norms_are_folded_and_the_answers_stay(make: type[nn.Module]) -> N
     assert state_fingerprint(model) == before
 
 
-@pytest.mark.parametrize("network", [Branching, Disguised, Shared])
+@pytest.mark.parametrize("network", [Branching, Disguised, Selective, Hooked, HookedInside, Shared])
 def test_what_cannot_be_folded_safely_is_copied(network: type[nn.Module]) -> None:
     model = with_statistics(network())
     teacher = teacher_copy(model, IMAGES)
     assert set(batch_norms(teacher)) == set(batch_norms(model))
     with torch.no_grad():
         assert torch.equal(teacher(IMAGES), model(IMAGES))
+
+
+def test_a_batch_norm_in_training_mode_is_not_folded() -> None:
+    model = with_statistics(Staying())
+    before = state_fingerprint(model)
+    teacher = teacher_copy(model, IMAGES)
+    assert state_fingerprint(model) == before
+    assert batch_norms(teacher)["block.bn1"].training
+    with torch.no_grad():
+        expected = model(IMAGES)
+        # Float32 with a few layers, as above.
+        torch.testing.assert_close(teacher(IMAGES), expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
