@@ -8,7 +8,13 @@ from typing import Any
 from masksparse_deploy.core.files import make_folder, output_error
 from masksparse_deploy.core.optional import require
 
-__all__ = ["EventLog"]
+__all__ = ["EventLog", "require_tensorboard"]
+
+
+def require_tensorboard() -> Any:
+    """The module that writes TensorBoard's files; raises MachineError where TensorBoard is not installed."""
+    require("tensorboard", needed_for="mask.tensorboard")
+    return require("torch.utils.tensorboard", needed_for="mask.tensorboard")
 
 
 class EventLog:
@@ -27,8 +33,7 @@ class EventLog:
         self._writer: Any = None
         if folder is None:
             return
-        require("tensorboard", needed_for="mask.tensorboard")
-        module = require("torch.utils.tensorboard", needed_for="mask.tensorboard")
+        module = require_tensorboard()
         self._folder = make_folder(folder)
         try:
             self._writer = module.SummaryWriter(str(folder), purge_step=first_step)

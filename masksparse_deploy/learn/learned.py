@@ -22,7 +22,7 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.checkpoint import decode_state, read_checkpoint, write_checkpoint
 from masksparse_deploy.learn.eligibility import EligibleLayer
-from masksparse_deploy.learn.event_log import EventLog
+from masksparse_deploy.learn.event_log import EventLog, require_tensorboard
 from masksparse_deploy.learn.learner import Learner
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.processes import joined_processes
@@ -67,11 +67,7 @@ class Learned(Sparsifier):
             MachineError: a device or a package is missing, or another process went away.
             OutputError: the checkpoint or the log cannot be written.
         """
-        if self.options.distillation < 1 and train.known_labels is None:
-            raise UsageError(
-                f"data.train has no labels, and mask.distillation {self.options.distillation} learns from labels too; add an "
-                "array 'labels' with the class of every image, or set mask.distillation: 1, which learns without them"
-            )
+        self._check_labels(train)
         with joined_processes(self.options) as processes, _quiet():
             learner = Learner(model, layers, train, self.options, self.method)
             start = learner.masks()
@@ -96,6 +92,21 @@ class Learned(Sparsifier):
                     if is_kept:
                         processes.on_main(partial(write_checkpoint, self.checkpoint, key, learner.state()))
             return learner.outcome()
+
+    def check(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> None:
+        """Raise what `sparsify` would raise before its first step; arguments are those of `sparsify`."""
+        self._check_labels(train)
+        if self.log_folder is not None:
+            require_tensorboard()
+        with joined_processes(self.options), _quiet():
+            Learner(model, layers, train, self.options, self.method)
+
+    def _check_labels(self, train: Samples) -> None:
+        if self.options.distillation < 1 and train.known_labels is None:
+            raise UsageError(
+                f"data.train has no labels, and mask.distillation {self.options.distillation} learns from labels too; add an "
+                "array 'labels' with the class of every image, or set mask.distillation: 1, which learns without them"
+            )
 
     def _key(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples, parts: Mapping[str, Any]) -> str:
         content = {

@@ -89,7 +89,18 @@ class Methods:
             progress=self.progress,
         )
 
-    def learned(self, method: Method) -> Sparsifier:
+    def check(self) -> None:
+        """Refuse what learning would refuse, before the baselines are computed; the recipe may come to learning too.
+
+        Raises:
+            UsageError: options, network and data do not fit one another.
+            MachineError: a device or a package is missing.
+        """
+        method = self.options.method
+        if method != "magnitude":
+            self.learned("scores" if method == "auto" else method).check(self.model, self.layers, self.train)
+
+    def learned(self, method: Method) -> Learned:
         """Masks learned by gradient descent."""
         return Learned(
             options=self.options,

@@ -129,6 +129,7 @@ def _learn(
         out=out,
         progress=progress,
     )
+    methods.check()
     choice = choose(
         methods,
         lambda candidate: agreed(count(candidate, validation)),

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from safetensors.torch import save_file
 
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions
-from masksparse_deploy.core.errors import ArtifactError, OutputError, UsageError
+from masksparse_deploy.core.errors import ArtifactError, MachineError, OutputError, UsageError
 from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.learn.run import CHECKPOINT, MASKS, REPORT, learn
@@ -181,3 +182,41 @@ def test_an_output_that_is_a_file_is_refused(folder: Path) -> None:
     (folder / "out").write_text("in the way")
     with pytest.raises(OutputError, match="out"):
         run(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, "data.train has no labels, and mask.distillation 0.5 learns from labels too"),
+        ({"distillation": 1.0, "device": "cpu", "autocast": "float16"}, "mask.autocast float16 needs a GPU"),
+        ({"distillation": 1.0, "accumulate": 90}, "data.train has 96 images, and a step needs at least 180"),
+    ],
+)
+@pytest.mark.parametrize("method", ["scores", "gumbel", "auto"])
+def test_what_learning_cannot_do_is_refused_before_the_baselines(
+    folder: Path, method: str, change: dict[str, object], message: str
+) -> None:
+    np.savez(folder / "train.npz", images=labelled_by_network(96, 1).images)
+    seen: list[str] = []
+    with pytest.raises(UsageError, match=re.escape(message)):
+        run(folder, MASK.model_copy(update={"method": method, **change}), progress=lambda text, *_: seen.append(text))
+    assert seen == []
+
+
+def test_too_many_rows_and_a_missing_tensorboard_are_told_before_the_baselines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    rows = MASK.model_copy(update={"method": "gumbel", "pattern": "4:16", "exclude": ("block.conv1", "block.shortcut.0")})
+    with pytest.raises(UsageError, match="use method 'scores'"):
+        run(folder, rows, progress=lambda text, *_: seen.append(text))
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(MachineError, match=r"needed for mask\.tensorboard"):
+        run(folder, MASK.model_copy(update={"tensorboard": True}), progress=lambda text, *_: seen.append(text))
+    assert seen == []
+    run(folder, MASK.model_copy(update={"tensorboard": True, "method": "magnitude"}))
+
+
+def test_masks_by_magnitude_need_no_labels(folder: Path) -> None:
+    np.savez(folder / "train.npz", images=labelled_by_network(96, 1).images)
+    assert run(folder, MASK.model_copy(update={"method": "magnitude"})).method == "magnitude + batch norm"
