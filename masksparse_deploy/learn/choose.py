@@ -52,20 +52,22 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
     """
     if methods.options.method == "auto":
         return _recipe(methods, count, total=total, largest_drop=largest_drop)
-    tried = list(_baselines(methods))
+    # Where no order keeps more, names must not speak of one.
+    permuted = methods.options.permute and bool(methods.permutations)
+    tried = list(_baselines(methods, permuted=permuted))
     if methods.options.method != "magnitude":
-        tried += _learned(methods, count, methods.options.method, permuted=methods.options.permute)
+        tried += _learned(methods, count, methods.options.method, permuted=permuted)
     elif not methods.options.batch_norm:
         # The baseline with new statistics is shown, the one without is kept.
         tried.sort(key=lambda candidate: not candidate.name.endswith(BATCH_NORM))
     return Choice(tried=tuple(tried))
 
 
-def _baselines(methods: Methods) -> Iterator[Candidate]:
-    name, permuted = MAGNITUDE, False
+def _baselines(methods: Methods, *, permuted: bool) -> Iterator[Candidate]:
+    name = MAGNITUDE
     yield Candidate(name, methods.run(methods.magnitude(), permuted=False))
-    if methods.options.permute:
-        name, permuted = name + PERMUTATION, True
+    if permuted:
+        name += PERMUTATION
         yield Candidate(name, methods.run(methods.magnitude(), permuted=True))
     # Without batch norm this would be the baseline before once more.
     if methods.has_batch_norm:
@@ -83,7 +85,8 @@ def _learned(methods: Methods, count: Count, method: Method, *, permuted: bool) 
         return [learned]
     recalibrated = Candidate(name + BATCH_NORM, methods.recalibrated(learned.outcome))
     if asked is None and methods.may_decide:
-        return sorted([learned, recalibrated], key=count)
+        # Of equals, the statistics that were learned with stay.
+        return sorted([recalibrated, learned], key=count)
     return [learned, recalibrated]
 
 

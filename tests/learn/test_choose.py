@@ -143,7 +143,7 @@ class TestRecipe:
 @pytest.mark.usefixtures("quick")
 class TestMethods:
     def test_recalibration_is_kept_only_if_it_helps(self) -> None:
-        for better, last in ((801, "scores + batch norm"), (799, "scores")):
+        for better, last in ((801, "scores + batch norm"), (800, "scores"), (799, "scores")):
             choice = decide({"scores": 800, "scores + batch norm": better}, method="scores")
             assert names(choice.tried)[:2] == ["magnitude", "magnitude + batch norm"]
             assert names(choice.tried)[-1] == last
@@ -171,3 +171,8 @@ class TestMethods:
             "scores + permutation",
         ]
         assert [bool(candidate.outcome.permutations) for candidate in choice.tried] == [False, True, True, True]
+
+    def test_where_no_order_keeps_more_no_name_speaks_of_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Methods, "permutations", ())
+        choice = decide({}, method="scores", permute=True, recalibrate=False)
+        assert names(choice.tried) == ["magnitude", "magnitude + batch norm", "scores"]
