@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import GradientAccumulationPlugin, parse_flag_from_env
 from torch import distributed
 
 from masksparse_deploy.core.config import MaskOptions
@@ -125,7 +125,8 @@ def start_accelerator(options: MaskOptions) -> Accelerator:
     return Accelerator(
         cpu=device_type == "cpu",
         mixed_precision=_PRECISIONS[options.autocast],
-        gradient_accumulation_steps=options.accumulate,
+        # The plain argument gives way to a variable of the environment.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=options.accumulate),
     )
 
 

@@ -71,6 +71,13 @@ def test_accumulated_batches_are_one_step_of_a_larger_batch(tmp_path: Path) -> N
     assert content(parts)[0] == content(whole)[0]
 
 
+def test_a_launchers_variable_does_not_overrule_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change = {"batch_size": 16, "accumulate": 2}
+    expected = content(run(tmp_path / "a", change))
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    assert content(run(tmp_path / "b", change)) == expected
+
+
 @pytest.mark.parametrize(("share", "temperature"), [(0.0, 1.0), (1.0, 3.0), (0.3, 2.0)])
 def test_the_loss_is_the_documented_one(tmp_path: Path, share: float, temperature: float) -> None:
     change = {"distillation": share, "temperature": temperature, "batch_norm": False, "augment": "none"}
