@@ -15,7 +15,18 @@ __all__ = ["Stamp", "is_current", "package_versions", "stage_key", "write_stamp"
 
 FOLDER = ".stages"
 # A new release of one of these may change an artifact.
-PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "scipy", "tensorrt", "torch")
+PACKAGES = (
+    "accelerate",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxscript",
+    "scipy",
+    "tensorrt",
+    "torch",
+)
 
 
 class Stamp(Document):
