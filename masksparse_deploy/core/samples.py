@@ -77,8 +77,10 @@ def read_split(data: DataOptions, split: Literal["train", "validation", "test"],
     """
     if split == "validation" and data.validation is not None:
         source, limit = data.validation, None
+    elif split == "train":
+        source, limit = data.train, data.train_limit
     else:
-        source, limit = (data.train, data.train_limit) if split == "train" else (data.test, data.test_limit)
+        split, source, limit = "test", data.test, data.test_limit
     samples = read_samples(source, folder=folder, mean=data.mean, std=data.std, image_size=data.image_size)
     if split != "train" and samples.known_labels is None:
         raise UsageError(

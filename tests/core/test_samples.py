@@ -66,9 +66,11 @@ def test_training_images_may_lack_labels_and_no_others(tmp_path: Path) -> None:
         assert len(read_samples(source, folder=tmp_path)) == count
         with pytest.raises(UsageError, match="the data set has no labels; add an array 'labels'"):
             _ = train.labels
-        for split in ("test", "validation"):
-            with pytest.raises(UsageError, match=f"{source}: the {split} images have no labels, without which no accuracy"):
-                read_split(data, split, tmp_path)  # type: ignore[arg-type]
+        # Without validation images of their own, it is the test images that are asked for.
+        for split, given, named in (("test", None, "test"), ("validation", None, "test"), ("validation", source, "validation")):
+            chosen = data.model_copy(update={"validation": given})
+            with pytest.raises(UsageError, match=f"{source}: the {named} images have no labels, without which no accuracy"):
+                read_split(chosen, split, tmp_path)  # type: ignore[arg-type]
     assert Samples(IMAGES).digest != Samples(IMAGES, LABELS).digest
 
 
