@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import plotly.graph_objects as go
 import pytest
 
+from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.errors import MachineError, OutputError
 from masksparse_deploy.report import plots
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
@@ -206,3 +207,26 @@ def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
     with pytest.raises(MachineError, match=r"plotly is needed for writing the report.*masksparse-deploy\[report\]"):
         render_report(make_inputs())
+
+
+def test_the_recipe_says_what_each_stage_brought():
+    recipe = (
+        Stage(name="dense", correct=900, total=1000, kept=True, passed=True),
+        Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False),
+        Stage(name="permutation", correct=None, total=1000, kept=False, passed=False, note="no order <keeps> more"),
+        Stage(name="batch norm", correct=690, total=1000, kept=False, passed=False),
+        Stage(name="scores", correct=895, total=1000, kept=True, passed=True),
+    )
+    learn = make_learn().model_copy(update={"recipe": recipe, "permutation_count": 7})
+    text = _text(render_report(make_inputs(learn=learn)))
+    assert "What each stage of the recipe brought, on the test images" in text
+    assert "magnitude 700 1,000 70.00 % kept, does not pass the accuracy gate" in text
+    assert "left out: no order <keeps> more" in text
+    assert "batch norm 690 1,000 69.00 % dropped again, does not pass" in text
+    assert "scores 895 1,000 89.50 % kept, passes the accuracy gate" in text
+    assert "accuracies on these are a little optimistic" in text
+    assert "The channels of 7 tensors are in a new order" in text
+    decided = learn.model_copy(update={"decided_on": "validation"})
+    assert "a little optimistic" not in _text(render_report(make_inputs(learn=decided)))
+    without = _text(render_report(make_inputs()))
+    assert "recipe" not in without and "new order" not in without
