@@ -6,7 +6,7 @@ import click
 
 from masksparse_deploy.cli.options import json_option, output_option, with_options
 from masksparse_deploy.cli.render import learn_lines
-from masksparse_deploy.cli.terminal import emit, shown_progress
+from masksparse_deploy.cli.terminal import alone_in, emit, shown_progress
 from masksparse_deploy.core.config import DataOptions, Gates, MaskOptions, ModelOptions
 
 __all__ = ["command"]
@@ -30,6 +30,6 @@ def command(
     """Choose which weights to keep; the weights themselves stay frozen."""
     from masksparse_deploy.learn.run import learn
 
-    with shown_progress() as progress:
+    with alone_in(out), shown_progress() as progress:
         report = learn(model_options, data_options, mask_options, gates, folder=Path(), out=out, progress=progress)
     emit(report, as_json, *learn_lines(report))

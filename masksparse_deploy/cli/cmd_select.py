@@ -6,7 +6,7 @@ import click
 
 from masksparse_deploy.cli.options import json_option, output_option, with_options
 from masksparse_deploy.cli.render import selection_table
-from masksparse_deploy.cli.terminal import emit, shown_progress
+from masksparse_deploy.cli.terminal import alone_in, emit, shown_progress
 from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions, SelectOptions
 
 __all__ = ["command"]
@@ -32,6 +32,6 @@ def command(
     """Choose which layers are worth a mask, within a budget of accuracy; 'masksparse learn --assignment' takes the result."""
     from masksparse_deploy.learn.selection import select
 
-    with shown_progress() as progress:
+    with alone_in(out), shown_progress() as progress:
         selection = select(model_options, data_options, mask_options, select_options, folder=Path(), out=out, progress=progress)
     emit(selection, as_json, *selection_table(selection))

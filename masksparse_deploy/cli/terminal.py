@@ -1,8 +1,9 @@
-"""Where text goes: results on stdout, progress on stderr."""
+"""Where text goes, results on stdout and progress on stderr; and one command at a time in an output folder."""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,8 +14,9 @@ from rich.progress import Progress as Bars
 from masksparse_deploy.core.artifacts.document import Document
 from masksparse_deploy.core.launch import is_main_process
 from masksparse_deploy.core.progress import Progress
+from masksparse_deploy.pipeline.lock import exclusive
 
-__all__ = ["console", "emit", "shown_progress"]
+__all__ = ["alone_in", "console", "emit", "shown_progress"]
 
 PLAIN_WIDTH = 120
 
@@ -37,6 +39,16 @@ def emit(document: Document, as_json: bool, *renderables: Any) -> None:
     out = console()
     for renderable in renderables:
         out.print(renderable)
+
+
+def alone_in(folder: Path) -> AbstractContextManager[None]:
+    """Hold an output folder as `masksparse deploy` does; of several processes that a launcher started, the first holds it.
+
+    Raises:
+        UsageError: another masksparse process works there.
+        OutputError: the folder cannot be written.
+    """
+    return exclusive(folder) if is_main_process() else nullcontext()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from masksparse_deploy.cli.main import run
+from masksparse_deploy.cli.terminal import alone_in
 from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
+from masksparse_deploy.pipeline.lock import exclusive
 from masksparse_deploy.pipeline.reporting import REPORTED
 from masksparse_deploy.pipeline.stages import STAGES
 from tests.project import FACTORY, make_project
@@ -79,3 +81,17 @@ def test_the_report_depends_on_a_selection_in_its_folder(project: Path, tmp_path
     without = STAGES[-1].inputs(job)
     (tmp_path / "selection.json").write_text("a selection")
     assert STAGES[-1].inputs(job) != without
+
+
+@pytest.mark.parametrize("verb", ["select", "learn"])
+def test_a_folder_in_which_another_command_works_is_left_alone(
+    project: Path, tmp_path: Path, verb: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with exclusive(tmp_path):
+        assert run([verb, *inputs(project), "--out", str(tmp_path)]) == 2
+        assert f"another masksparse process is working in {tmp_path}" in capsys.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == [".stages"]
+        # Of several processes of one launcher the first holds the folder for all.
+        monkeypatch.setenv("RANK", "1")
+        with alone_in(tmp_path):
+            pass

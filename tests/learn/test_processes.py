@@ -159,4 +159,5 @@ def test_the_command_works_under_a_launcher(tmp_path: Path, launcher: list[str])
     assert done.returncode == 0, done.stderr
     # One process prints, and what it prints is what it wrote.
     assert json.loads(done.stdout) == json.loads((tmp_path / "out" / "learn.json").read_text())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["learn.json", "masks.safetensors"]
+    # Beside them lies the lock that keeps other commands away.
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".stages", "learn.json", "masks.safetensors"]
