@@ -59,7 +59,7 @@ def learn_lines(report: LearnReport) -> list[str]:
     if report.permutation_count:
         lines.append(f"channels reordered in {report.permutation_count} tensors; the dense network computes the same")
     if report.weights_sha256_before == report.weights_sha256_after:
-        statistics = "; batch-norm statistics re-estimated" if report.statistics_updated else ""
+        statistics = "; batch-norm statistics follow the masks" if report.statistics_updated else ""
         lines.append(f"weights bit-identical{statistics}")
     else:
         lines.append("[bold red]the weights changed[/]: this must not happen; do not deploy")
