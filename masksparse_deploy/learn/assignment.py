@@ -1,18 +1,20 @@
 """The layers that learning masks: the eligible ones, or those of an assignment."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import nn
 
 from masksparse_deploy.core.artifacts.document import SkippedLayer
-from masksparse_deploy.core.artifacts.selection import LayerSelection
+from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.patterns import NMPattern
-from masksparse_deploy.learn.eligibility import LayerSurvey, survey_layers
+from masksparse_deploy.learn.eligibility import LayerSurvey, obstacles, survey_layers
 from masksparse_deploy.learn.model import state_fingerprint
-from masksparse_deploy.learn.probe import Probe
+from masksparse_deploy.learn.probe import Probe, weight_layers
 
 __all__ = ["apply_assignment", "survey_assigned"]
 
@@ -27,7 +29,8 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
         folder: where the configuration lies; the path of the assignment starts here.
 
     Raises:
-        UsageError: as `survey_layers` and `apply_assignment` do, or `include` is given beside an assignment.
+        UsageError: as `survey_layers` and `apply_assignment` do, `include` is given beside an assignment, or the assignment was
+            edited so that it asks for what cannot be.
         ArtifactError: the assignment is damaged, or was made for another network.
     """
     pattern = NMPattern.parse(options.pattern)
@@ -41,6 +44,7 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
     path = folder / options.assignment
     selection = LayerSelection.read(path)
     _check_made_for(selection, path, state_fingerprint(model), pattern)
+    _check_choice(selection, path, model, obstacles(model, probe, pattern=pattern), options.exclude)
     # Linear layers are surveyed only where they are named.
     include = ("*", *selection.chosen)
     survey = survey_layers(model, probe, pattern=pattern, include=include, exclude=options.exclude)
@@ -93,3 +97,24 @@ def _check_made_for(selection: LayerSelection, path: Path, source_sha256: str, p
             f"{path} was made for the pattern {selection.pattern}, mask.pattern is {pattern}; run 'masksparse select' again "
             f"with --pattern {pattern}, or set mask.pattern to {selection.pattern}"
         )
+
+
+def _check_choice(
+    selection: LayerSelection, path: Path, model: nn.Module, obstructed: Mapping[str, str], exclude: Sequence[str]
+) -> None:
+    """Refuse what only an edited assignment asks for."""
+    layers = weight_layers(model)
+    for name, assigned in selection.assignment.items():
+        if name not in layers:
+            raise UsageError(f"{path} assigns a pattern to {name}, which is no layer of the network; remove it")
+        if assigned.pattern not in (DENSE, selection.pattern):
+            raise UsageError(
+                f"{path} assigns {assigned.pattern} to {name}; a mask set has one pattern, so it must be "
+                f"{selection.pattern} or {DENSE}"
+            )
+    for name in selection.chosen:
+        if name in obstructed and not any(fnmatchcase(name, glob) for glob in exclude):
+            raise UsageError(
+                f"{path} assigns {selection.pattern} to {name}, which cannot carry such a mask: {obstructed[name]}; "
+                f"assign {DENSE}"
+            )

@@ -113,3 +113,22 @@ def test_an_assignment_that_does_not_know_a_layer_is_refused() -> None:
     found = survey_layers(model, probe_model(model, (3, 8, 8)), pattern=NMPattern(n=2, m=4))
     with pytest.raises(ArtifactError, match="does not know the layer conv2"):
         apply_assignment(found, make_selection("free"))
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "words"),
+    [
+        ("frea", "2:4", "assigns a pattern to frea, which is no layer of the network; remove it"),
+        ("mild", "1:4", "assigns 1:4 to mild; a mask set has one pattern, so it must be 2:4 or dense"),
+        (
+            "stem",
+            "2:4",
+            "assigns 2:4 to stem, which cannot carry such a mask: 3 input channels, not a multiple of 4; assign dense",
+        ),
+    ],
+)
+def test_an_edited_assignment_that_cannot_be_is_refused(tmp_path: Path, name: str, pattern: str, words: str) -> None:
+    selection = make_selection("free")
+    edited = {**selection.assignment, name: Assigned(pattern=pattern, reason="by hand")}
+    with pytest.raises(UsageError, match=words):
+        survey(tmp_path, selection.model_copy(update={"assignment": edited}))
