@@ -73,6 +73,24 @@ def test_the_chain_learns_again_when_the_assignment_changes(tmp_path: Path) -> N
     assert found[0] == found[2] != found[1]
 
 
+def test_the_chain_learns_again_when_the_gate_of_the_recipe_or_the_validation_images_change(tmp_path: Path) -> None:
+    def learned_from(method: str, points: float, images: bytes = b"first") -> dict[str, object]:
+        sections: dict[str, dict[str, object]] = {
+            "mask": {"method": method},
+            "gates": {"accuracy_drop_points": points},
+            "data": {"validation": "validation.npz"},
+        }
+        path = make_project(tmp_path, **sections)
+        (tmp_path / "validation.npz").write_bytes(images)
+        job = Job(config=read_config(path), folder=tmp_path, out=tmp_path / "out", command="", config_text="")
+        return STAGES[0].inputs(job)
+
+    assert learned_from("auto", 1.0) == learned_from("auto", 1.0) != learned_from("auto", 2.0)
+    # Other methods never ask for the gate.
+    assert learned_from("scores", 1.0) == learned_from("scores", 2.0)
+    assert learned_from("scores", 1.0) != learned_from("scores", 1.0, b"second")
+
+
 def test_the_report_depends_on_a_selection_in_its_folder(project: Path, tmp_path: Path) -> None:
     config = read_config(project / "deploy.yaml")
     job = Job(config=config, folder=project, out=tmp_path, command="", config_text="")

@@ -115,6 +115,12 @@ class TestRecipe:
         assert names(choice.tried)[-1] == "scores"
         assert choice.tried[-1].outcome.permutations == ()
 
+    def test_a_stage_that_changes_nothing_is_kept(self) -> None:
+        counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 700, "magnitude + permutation + batch norm": 895}
+        choice = decide(counts, method="auto")
+        assert [stage.kept for stage in choice.recipe] == [True, True, True, True]
+        assert names(choice.tried)[-1] == "magnitude + permutation + batch norm"
+
     def test_where_nothing_passes_the_best_is_kept(self) -> None:
         counts = {
             "dense": 900,

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from masksparse_deploy.core.errors import MachineError, OutputError, UsageError
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
+from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.model import state_fingerprint
-from tests.learn.learning import PATTERN, TRAIN, content, layers, run
+from tests.learn.learning import OPTIONS, PATTERN, TRAIN, content, layers, run
 from tests.learn.networks import RootNet, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import TinyCnn, tiny_cnn
 
@@ -250,6 +252,18 @@ def test_a_checkpoint_of_another_run_is_not_continued(
         train=train,
         progress=lambda text, done, total: seen.append(done),
     )
+    assert seen[0] == 1
+
+
+def test_a_checkpoint_of_other_layers_is_not_continued(tmp_path: Path) -> None:
+    # An assignment can change under the same name, so that the options stay.
+    model = tiny_cnn()
+    learned = Learned(options=OPTIONS, method="scores", checkpoint=tmp_path / "c", progress=interrupt_after(4))
+    with pytest.raises(KeyboardInterrupt):
+        learned.sparsify(model, layers(model), TRAIN)
+    seen: list[int] = []
+    again = dataclasses.replace(learned, progress=lambda text, done, total: seen.append(done))
+    assert len(again.sparsify(model, layers(model)[1:], TRAIN).masks) == len(layers(model)) - 1
     assert seen[0] == 1
 
 
