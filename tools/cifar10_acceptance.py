@@ -98,13 +98,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/, weights/ and read_cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
+    parser.add_argument("--method", choices=("scores", "gumbel"), default="scores")
+    parser.add_argument("--permute", action="store_true", help="reorder channels first")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-count", type=int, default=TRAINING_BATCHES * BATCH_IMAGES)
     parser.add_argument("--test-count", type=int, default=BATCH_IMAGES)
     parser.add_argument("--prepare-only", action="store_true", help="write the folder and stop")
     given = parser.parse_args(arguments)
-    mask = MaskOptions(epochs=given.epochs, seed=given.seed, augment="shift-mirror", autocast="bfloat16")
+    mask = MaskOptions(
+        method=given.method,
+        permute=given.permute,
+        epochs=given.epochs,
+        seed=given.seed,
+        augment="shift-mirror",
+        autocast="bfloat16",
+        # Always, so that nothing is decided on the test images.
+        recalibrate=True,
+        calibration_count=10_000,
+    )
     path = prepare(
         given.data, given.out, mask, network=given.network, train_count=given.train_count, test_count=given.test_count
     )

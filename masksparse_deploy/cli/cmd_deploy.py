@@ -23,6 +23,8 @@ from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.launch import process_count
 from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
@@ -42,6 +44,11 @@ def command(config: Path, out: Path | None, until: str | None, as_json: bool) ->
 
     Stages whose inputs have not changed are not run again; an interrupted run goes on where it stopped.
     """
+    if process_count() > 1:
+        raise UsageError(
+            f"masksparse deploy runs in one process, and a launcher started {process_count()}; under the launcher run "
+            "'masksparse learn', then the other stages ('masksparse bake' and so on) without it"
+        )
     options = read_config(config)
     arguments = " ".join(["masksparse", *sys.argv[1:]])
     job = Job(

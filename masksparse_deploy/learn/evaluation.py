@@ -64,7 +64,7 @@ def compute_logits(
             logits = functional_call(model, state, (images.contiguous(memory_format=torch.channels_last),)).cpu()
             if not bool(torch.isfinite(logits).all()):
                 raise ArtifactError(
-                    f"the {what} network returns NaN or infinite values for test images {start} to {start + len(images) - 1}; "
+                    f"the {what} network returns NaN or infinite values for images {start} to {start + len(images) - 1}; "
                     "check the checkpoint and the normalisation of the images"
                 )
             parts.append(logits.float().numpy())

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from masksparse_deploy.core.config import MaskOptions
@@ -41,6 +42,7 @@ class Methods:
         options: of all methods.
         pattern: N:M.
         may_decide: whether there are validation images, so that a choice need not be made on the test images.
+        device: where statistics are estimated.
         out: folder of the checkpoint and of TensorBoard's files.
         progress: told of every batch.
     """
@@ -51,6 +53,7 @@ class Methods:
     options: MaskOptions
     pattern: NMPattern
     may_decide: bool
+    device: torch.device
     out: Path
     progress: Progress
 
@@ -85,6 +88,7 @@ class Methods:
             calibration_count=self.options.calibration_count,
             batch_size=self.options.batch_size,
             augment=self.options.augment,
+            device=self.device,
             seed=self.options.seed,
             progress=self.progress,
         )

@@ -33,6 +33,7 @@ class Reestimated(Sparsifier):
         calibration_count: how many training images, drawn at random.
         batch_size: images in a batch.
         augment: what the network was trained with.
+        device: where the network runs; by default where it is.
         seed: of the drawing, and of the shifts.
         progress: told after each batch.
     """
@@ -42,6 +43,7 @@ class Reestimated(Sparsifier):
     batch_size: int
     augment: Augmentation
     seed: int
+    device: torch.device | None = None
     progress: Progress = silent
 
     def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
@@ -55,6 +57,7 @@ class Reestimated(Sparsifier):
             substitutes(model, outcome.masks, {}),
             images.numpy(),
             batch_size=self.batch_size,
+            device=self.device,
             progress=self.progress,
         )
         return dataclasses.replace(outcome, statistics=statistics)

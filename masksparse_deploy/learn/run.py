@@ -126,6 +126,7 @@ def _learn(
         options=mask_options,
         pattern=pattern,
         may_decide="validation" in splits,
+        device=device,
         out=out,
         progress=progress,
     )

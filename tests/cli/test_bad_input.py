@@ -11,6 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from masksparse_deploy.cli.main import run
 from tests.project import make_project, masksparse
 
 Spoil = Callable[[Path], None]
@@ -215,3 +216,11 @@ def test_a_full_disk_at_several_stages(tmp_path: Path, small_disk: Callable[[str
     assert "no space left on the device while writing" in result.stderr
     assert "Traceback" not in result.stderr
     assert half_written(disk) == []
+
+
+def test_the_chain_does_not_run_under_a_launcher(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(["deploy", str(tmp_path / "deploy.yaml")]) == 2
+    assert "runs in one process, and a launcher started 2; under the launcher run 'masksparse learn'" in capsys.readouterr().err

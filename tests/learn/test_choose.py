@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.masks import AxisPermutation, LayerMask
@@ -59,6 +60,7 @@ def decide(
         options=MaskOptions(calibration_count=32, batch_size=16, **options),
         pattern=PATTERN,
         may_decide=may_decide,
+        device=torch.device("cpu"),
         out=Path(),
         progress=silent,
     )

@@ -168,7 +168,7 @@ def test_answers_that_are_not_finite_are_refused(folder: Path) -> None:
     # Finite images, whose sums in the first convolution are beyond float32.
     images = np.sign(example_images(2)) * np.float32(3e38)
     np.savez(folder / "test.npz", images=images, labels=np.arange(2))
-    with pytest.raises(ArtifactError, match="the dense network returns NaN or infinite values for test images 0 to 1"):
+    with pytest.raises(ArtifactError, match="the dense network returns NaN or infinite values for images 0 to 1"):
         run(folder)
 
 
