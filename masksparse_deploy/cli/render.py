@@ -79,7 +79,7 @@ def _recipe_lines(report: LearnReport) -> list[str]:
         change = "" if stage is report.recipe[1] else f", {100 * (stage.correct - best) / stage.total:+.2f} points"
         steps.append(
             f"{stage.name}: {_percent(stage.correct / stage.total)}{change}{'' if stage.kept else ', dropped again'}"
-            f"{', passes the gate' if stage.passed else ''}"
+            f"{', passes the gate' if stage.passed else ''}{f' ({escape(stage.note)})' if stage.note else ''}"
         )
         best = stage.correct if stage.kept else best
     images = "validation" if report.decided_on == "validation" else "test"

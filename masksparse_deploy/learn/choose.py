@@ -1,6 +1,6 @@
 """Which masks are kept: those of the user's method, or of the first stage of the recipe that passes the accuracy gate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from masksparse_deploy.core.artifacts.learning import Stage
@@ -93,21 +93,25 @@ def _learned(methods: Methods, count: Count, method: Method, *, permuted: bool) 
 def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) -> Choice:
     """Magnitude, permutation, batch-norm re-estimation, learning: until the gate is passed.
 
-    A stage that classifies fewer images correctly than what it builds on is dropped again.
+    A stage that classifies fewer images correctly than what it builds on is dropped again. A new order of channels is tried
+    once more with new statistics, without which its accuracy says little.
     """
     dense = count(None)
     stages = [Stage(name="dense", correct=dense, total=total, kept=True, passed=True)]
     tried: list[Candidate] = []
     best: tuple[int, Candidate] | None = None
     for stage in ("magnitude", "permutation", "batch norm", "scores"):
-        candidate = _next(methods, count, stage, best[1] if best else None)
+        kept_before = best[1] if best else None
+        candidate = _next(methods, count, stage, kept_before, tried)
         if isinstance(candidate, str):
             stages.append(Stage(name=stage, correct=None, total=total, kept=False, passed=False, note=candidate))
             continue
         correct = count(candidate)
         kept = best is None or correct >= best[0]
         passed = 100 * (dense - correct) <= largest_drop * total
-        stages.append(Stage(name=stage, correct=correct, total=total, kept=kept, passed=passed))
+        reordered = stage == "batch norm" and kept_before and _is_permuted(candidate) != _is_permuted(kept_before)
+        note = "in the new order of channels, after all" if reordered else ""
+        stages.append(Stage(name=stage, correct=correct, total=total, kept=kept, passed=passed, note=note))
         tried.append(candidate)
         if kept:
             best = (correct, candidate)
@@ -118,11 +122,14 @@ def _recipe(methods: Methods, count: Count, *, total: int, largest_drop: float) 
     return Choice(tried=tuple(tried), recipe=tuple(stages))
 
 
-def _next(methods: Methods, count: Count, stage: str, before: Candidate | None) -> Candidate | str:
+def _is_permuted(candidate: Candidate) -> bool:
+    return bool(candidate.outcome.permutations)
+
+
+def _next(methods: Methods, count: Count, stage: str, before: Candidate | None, tried: Sequence[Candidate]) -> Candidate | str:
     """One stage on top of what was kept, or why there is none."""
     if before is None:
         return Candidate(MAGNITUDE, methods.run(methods.magnitude(), permuted=False))
-    permuted = bool(before.outcome.permutations)
     if stage == "permutation":
         try:
             found = methods.permutations
@@ -137,5 +144,8 @@ def _next(methods: Methods, count: Count, stage: str, before: Candidate | None) 
             return "the network has no batch norm"
         if not methods.options.batch_norm:
             return "mask.batch_norm is false"
-        return Candidate(before.name + BATCH_NORM, methods.recalibrated(before.outcome))
-    return _learned(methods, count, "scores", permuted=permuted)[-1]
+        bases = [before, *(candidate for candidate in tried if _is_permuted(candidate) and candidate is not before)]
+        found = [Candidate(base.name + BATCH_NORM, methods.recalibrated(base.outcome)) for base in bases]
+        # Of equal ones the first.
+        return max(found, key=count)
+    return _learned(methods, count, "scores", permuted=_is_permuted(before))[-1]

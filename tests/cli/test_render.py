@@ -22,6 +22,12 @@ def test_each_stage_says_what_it_brought_to_what_was_kept() -> None:
     assert not any("no stage passes" in line for line in text)
 
 
+def test_a_note_on_a_stage_is_shown() -> None:
+    again = BATCH_NORM.model_copy(update={"note": "in the new order of channels, after all"})
+    line = "batch norm: 89.5 %, +19.50 points, passes the gate (in the new order of channels, after all)"
+    assert line in lines(DENSE, MAGNITUDE, PERMUTATION, again)
+
+
 def test_a_stage_that_was_left_out_says_why() -> None:
     left_out = Stage(name="permutation", correct=None, total=1000, kept=False, passed=False, note="torch.export failed for add")
     text = lines(DENSE, MAGNITUDE, left_out, decided_on="validation")

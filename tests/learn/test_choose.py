@@ -111,11 +111,23 @@ class TestRecipe:
 
     def test_a_stage_that_hurts_is_dropped(self) -> None:
         counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 699, "magnitude + batch norm": 800, "scores": 895}
-        counts |= {"scores + batch norm": 890}
+        counts |= {"scores + batch norm": 890, "magnitude + permutation + batch norm": 800}
         choice = decide(counts, method="auto")
         assert [(stage.name, stage.kept) for stage in choice.recipe][2] == ("permutation", False)
         assert names(choice.tried)[-1] == "scores"
         assert choice.tried[-1].outcome.permutations == ()
+
+    def test_a_new_order_gets_a_second_trial_with_new_statistics(self) -> None:
+        counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 600, "magnitude + batch norm": 800}
+        counts |= {
+            "magnitude + permutation + batch norm": 801,
+            "scores + permutation": 895,
+            "scores + permutation + batch norm": 0,
+        }
+        choice = decide(counts, method="auto")
+        assert [stage.kept for stage in choice.recipe] == [True, True, False, True, True]
+        assert [stage.note for stage in choice.recipe] == ["", "", "", "in the new order of channels, after all", ""]
+        assert names(choice.tried)[2:] == ["magnitude + permutation + batch norm", "scores + permutation"]
 
     def test_a_stage_that_changes_nothing_is_kept(self) -> None:
         counts = {"dense": 900, "magnitude": 700, "magnitude + permutation": 700, "magnitude + permutation + batch norm": 895}

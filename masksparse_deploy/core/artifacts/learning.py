@@ -37,7 +37,7 @@ class Stage(Record):
     """One step of the recipe, measured on the images that decide: `correct` of `total`.
 
     `kept` tells whether later steps build on it; `passed` whether it meets the accuracy gate. A step that was left out has no
-    `correct`, and the reason as its `note`.
+    `correct`, and the reason as its `note`; a note may also say what else is special.
     """
 
     name: str
