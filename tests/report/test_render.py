@@ -215,7 +215,7 @@ def test_the_recipe_says_what_each_stage_brought():
         Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False),
         Stage(name="permutation", correct=None, total=1000, kept=False, passed=False, note="no order <keeps> more"),
         Stage(name="batch norm", correct=690, total=1000, kept=False, passed=False),
-        Stage(name="scores", correct=895, total=1000, kept=True, passed=True),
+        Stage(name="scores", correct=895, total=1000, kept=True, passed=True, note="after all"),
     )
     learn = make_learn().model_copy(update={"recipe": recipe, "permutation_count": 7})
     text = _text(render_report(make_inputs(learn=learn)))
@@ -223,7 +223,7 @@ def test_the_recipe_says_what_each_stage_brought():
     assert "magnitude 700 1,000 70.00 % kept, does not pass the accuracy gate" in text
     assert "left out: no order <keeps> more" in text
     assert "batch norm 690 1,000 69.00 % dropped again, does not pass" in text
-    assert "scores 895 1,000 89.50 % kept, passes the accuracy gate" in text
+    assert "scores 895 1,000 89.50 % kept, passes the accuracy gate (after all)" in text
     assert "accuracies on these are a little optimistic" in text
     assert "The channels of 7 tensors are in a new order" in text
     decided = learn.model_copy(update={"decided_on": "validation"})
