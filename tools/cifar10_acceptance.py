@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=("scores", "gumbel"), default="scores")
     parser.add_argument("--permute", action="store_true", help="reorder channels first")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--learning-rate", type=float, help="default: that of the method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-count", type=int, default=TRAINING_BATCHES * BATCH_IMAGES)
     parser.add_argument("--test-count", type=int, default=BATCH_IMAGES)
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         method=given.method,
         permute=given.permute,
         epochs=given.epochs,
+        learning_rate=given.learning_rate,
         seed=given.seed,
         augment="shift-mirror",
         autocast="bfloat16",
