@@ -145,7 +145,7 @@ def _next(methods: Methods, count: Count, stage: str, before: Candidate | None, 
         if not methods.options.batch_norm:
             return "mask.batch_norm is false"
         bases = [before, *(candidate for candidate in tried if _is_permuted(candidate) and candidate is not before)]
-        found = [Candidate(base.name + BATCH_NORM, methods.recalibrated(base.outcome)) for base in bases]
+        candidates = [Candidate(base.name + BATCH_NORM, methods.recalibrated(base.outcome)) for base in bases]
         # Of equal ones the first.
-        return max(found, key=count)
+        return max(candidates, key=count)
     return _learned(methods, count, "scores", permuted=_is_permuted(before))[-1]
