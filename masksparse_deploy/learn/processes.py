@@ -1,5 +1,6 @@
 """Several processes that learn together, as `accelerate launch` or `torchrun` start them; alone without a launcher."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,8 @@ def joined_processes(options: MaskOptions) -> Iterator[Processes]:
         raise
     finally:
         if not was_joined and distributed.is_available() and distributed.is_initialized():
+            # What still holds the group, in cycles, would end its threads while the interpreter goes down, which aborts.
+            gc.collect()
             distributed.destroy_process_group()
 
 
