@@ -220,3 +220,25 @@ def test_too_many_rows_and_a_missing_tensorboard_are_told_before_the_baselines(
 def test_masks_by_magnitude_need_no_labels(folder: Path) -> None:
     np.savez(folder / "train.npz", images=labelled_by_network(96, 1).images)
     assert run(folder, MASK.model_copy(update={"method": "magnitude"})).method == "magnitude + batch norm"
+
+
+def test_masks_come_with_the_order_of_channels_that_they_are_measured_in(folder: Path) -> None:
+    report = run(folder, MASK.model_copy(update={"method": "magnitude", "permute": True, "pattern": "1:4"}))
+    masks, test = read_mask_set(folder / "out" / MASKS), np.load(folder / "test.npz")
+    assert report.permutation_count == len(masks.permutations) > 0
+    model = tiny_cnn()
+    state = model.state_dict()
+    for permutation in masks.permutations:
+        order = torch.tensor(permutation.order)
+        state[permutation.name].copy_(state[permutation.name].index_select(permutation.axis, order))
+    for layer in report.layers:
+        magnitude = state[layer.weight_name].abs().double()
+        keep = torch.tensor(masks.layers[layer.weight_name].keep)
+        assert layer.kept_magnitude_share == pytest.approx(float((magnitude * keep).sum() / magnitude.sum()))
+        state[layer.weight_name].mul_(keep)
+    for name, value in masks.statistics.items():
+        state[name].copy_(torch.tensor(value))
+    with torch.inference_mode():
+        correct = int((model(torch.from_numpy(test["images"])).argmax(1).numpy() == test["labels"]).sum())
+    assert report.accuracies[-1].correct == correct
+    assert report.accuracies[-1].method == "magnitude + permutation + batch norm"
