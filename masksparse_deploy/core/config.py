@@ -107,8 +107,12 @@ class SelectOptions(Options):
 class BakeOptions(Options):
     """The ONNX file."""
 
-    precision: Literal["fp32"] = _option("fp32", "precision of the weights in the file")
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = _option(
+        "fp32", "precision of weights and arithmetic in the file; int8: Q/DQ with static calibration"
+    )
     opset: Literal[17, 18, 19, 20, 21, 22, 23] = _option(20, "ONNX operator set; TensorRT 8.6 reads 17 at most")
+    calibration_count: int = _option(500, "images that ranges are measured and INT8 scales are calibrated on", gt=0)
+    calibration_method: Literal["minmax", "entropy", "percentile"] = _option("minmax", "how INT8 scales are chosen")
 
 
 class EngineOptions(Options):

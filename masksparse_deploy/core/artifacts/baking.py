@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
 
-__all__ = ["BakeReport", "BakedLayer", "LintLayer", "LintReport", "LintState"]
+__all__ = ["BakeReport", "BakedLayer", "LayerRange", "LintLayer", "LintReport", "LintState"]
 
 LintState = Literal["conforming", "eligible", "not eligible", "wrong axis", "broken claim"]
 
@@ -27,6 +27,24 @@ class BakedLayer(Record):
     group_count: int
     violation_count: int
     mask_sha256: str
+
+
+class LayerRange(Record):
+    """What one layer's numbers lose in a lower precision than FP32.
+
+    `weight_overflow_count` weights are beyond the precision's largest finite number; `weight_flushed_count` weights that are
+    not zero become zero. The same of the layer's outputs on the calibration images, as FP32 computes them: the largest
+    magnitude, how many lie beyond, and the share of nonzero ones that become zero; None where they were not measured.
+    """
+
+    node: str
+    weight: str
+    weight_largest: float
+    weight_overflow_count: int
+    weight_flushed_count: int
+    output_largest: float | None
+    output_overflow_count: int | None
+    output_flushed_share: float | None
 
 
 class BakeReport(Document):
