@@ -101,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--method", choices=("scores", "gumbel"), default="scores")
     parser.add_argument("--permute", action="store_true", help="reorder channels first")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch-size", type=int, default=MaskOptions().batch_size)
+    parser.add_argument("--distillation", type=float, default=MaskOptions().distillation)
     parser.add_argument("--learning-rate", type=float, help="default: that of the method")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-count", type=int, default=TRAINING_BATCHES * BATCH_IMAGES)
@@ -111,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         method=given.method,
         permute=given.permute,
         epochs=given.epochs,
+        batch_size=given.batch_size,
+        distillation=given.distillation,
         learning_rate=given.learning_rate,
         seed=given.seed,
         augment="shift-mirror",

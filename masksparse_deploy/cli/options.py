@@ -3,7 +3,7 @@
 import functools
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.explain import explain
 from masksparse_deploy.core.samples import read_samples
 
-__all__ = ["input_option", "json_option", "output_option", "with_options", "with_test_samples"]
+__all__ = ["input_option", "json_option", "output_option", "with_calibration_samples", "with_options", "with_test_samples"]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -33,7 +33,7 @@ def output_option(help_text: str) -> Callable[[_F], _F]:
 
 
 def with_options(
-    options: type[Options], argument: str, *, only: Sequence[str] | None = None
+    options: type[Options], argument: str, *, only: Sequence[str] | None = None, required: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Give a command one option for each field of `options`; it gets the validated object as `argument`.
 
@@ -41,6 +41,7 @@ def with_options(
         options: the option class of a stage.
         argument: name of the command's parameter.
         only: the fields to offer; all by default. The others keep their defaults.
+        required: False for a group that may be left out as a whole; the command then gets None.
     """
     fields = {name: field for name, field in options.model_fields.items() if only is None or name in only}
 
@@ -50,13 +51,13 @@ def with_options(
             given = {name: values.pop(name) for name in fields}
             given = {name: value for name, value in given.items() if value is not None and value != ()}
             try:
-                values[argument] = options(**given)
+                values[argument] = options(**given) if given or required else None
             except pydantic.ValidationError as error:
                 raise UsageError("\n".join(_as_option(line) for line in explain(error, options))) from error
             return command(*args, **values)
 
         for name, field in reversed(fields.items()):
-            wrapper = _option(name, field)(wrapper)
+            wrapper = _option(name, field, required=required and field.is_required())(wrapper)
         return wrapper
 
     return decorate
@@ -64,22 +65,41 @@ def with_options(
 
 def with_test_samples(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command the options that describe test images; it gets them as `samples`."""
+    data = click.option("--data", required=True, help=_sentence(DataOptions.model_fields["test"]))
+    return data(_with_image_sets(command, {"data": "samples"}))
+
+
+def with_calibration_samples(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command options for test and calibration images, None where not given, as `samples` and `calibration`."""
+    sources = {"data": "samples", "calibration": "calibration"}
+    text = "Images, as the training images, for the ranges of reduced precisions."
+    calibration = click.option("--calibration", help=f"{text} The forms are those of --data.")
+    data = click.option("--data", help=_sentence(DataOptions.model_fields["test"]))
+    return data(calibration(_with_image_sets(command, sources)))
+
+
+def _with_image_sets(command: Callable[..., Any], sources: Mapping[str, str]) -> Callable[..., Any]:
+    """Read the images that the options named by the keys point to, and pass them as the arguments named by the values."""
     fields = DataOptions.model_fields
 
     @functools.wraps(command)
-    def wrapper(
-        *args: Any, data: str, mean: tuple[float, ...], std: tuple[float, ...], image_size: int, limit: int, **values: Any
-    ) -> Any:
-        samples = read_samples(data, folder=Path(), mean=mean or None, std=std or None, image_size=image_size)
-        return command(*args, samples=samples.first(limit), **values)
+    def wrapper(*args: Any, mean: tuple[float, ...], std: tuple[float, ...], image_size: int, limit: int, **values: Any) -> Any:
+        for option, argument in sources.items():
+            source = values.pop(option)
+            if source is None:
+                values[argument] = None
+                continue
+            samples = read_samples(source, folder=Path(), mean=mean or None, std=std or None, image_size=image_size)
+            values[argument] = samples.first(limit) if option == "data" else samples
+        return command(*args, **values)
 
     wrapper = click.option("--limit", type=click.IntRange(min=1), help=_sentence(fields["test_limit"]))(wrapper)
     for name in ("image_size", "std", "mean"):
         wrapper = _option(name, fields[name])(wrapper)
-    return click.option("--data", required=True, help=_sentence(fields["test"]))(wrapper)
+    return wrapper
 
 
-def _option(name: str, field: Any) -> Callable[[_F], _F]:
+def _option(name: str, field: Any, *, required: bool = False) -> Callable[[_F], _F]:
     flag = "--" + name.replace("_", "-")
     kind = _without_none(field.annotation)
     text = _sentence(field)
@@ -90,10 +110,10 @@ def _option(name: str, field: Any) -> Callable[[_F], _F]:
         return click.option(f"{flag}/--no-{flag[2:]}", name, default=None, help=text)
     if typing.get_origin(kind) is Literal:
         values = typing.get_args(kind)
-        return click.option(flag, name, type=_Choice(values), required=field.is_required(), help=text)
+        return click.option(flag, name, type=_Choice(values), required=required, help=text)
     if typing.get_origin(kind) is tuple:
         return click.option(flag, name, type=typing.get_args(kind)[0], multiple=True, help=text + "  Repeatable.")
-    return click.option(flag, name, type=kind, required=field.is_required(), help=text)
+    return click.option(flag, name, type=kind, required=required, help=text)
 
 
 class _Choice(click.Choice[str]):

@@ -37,6 +37,11 @@ class Job:
         """The test set, read once."""
         return read_split(self.config.data, "test", self.folder)
 
+    @property
+    def train(self) -> Samples:
+        """The training set; read anew each time, as it may be large."""
+        return read_split(self.config.data, "train", self.folder)
+
     def model_digests(self) -> dict[str, str]:
         """Digests of the checkpoint and of the file that defines the model."""
         model = self.config.model

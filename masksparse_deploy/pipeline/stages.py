@@ -2,21 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from masksparse_deploy.core.artifacts.baking import BakeReport
-from masksparse_deploy.core.config import BakeOptions, ModelOptions, Options
+from masksparse_deploy.core.config import Options
 from masksparse_deploy.core.files import sha256_file
-from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.core.progress import Progress
-from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.pipeline.baking import bake_model
 from masksparse_deploy.pipeline.job import Job, source_digest
 from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, report_folder
 
-__all__ = ["STAGES", "Stage", "bake_model"]
-
-PROBE_COUNT = 16
+__all__ = ["STAGES", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +65,8 @@ def _bake_inputs(job: Job) -> dict[str, Any]:
         "masks": job.digest("masks.safetensors"),
         "test": _test_inputs(job),
         "bake": _plain(job.config.bake),
+        # FP32 needs no images to measure ranges on.
+        "calibration": source_digest(job.config.data.train, job.folder) if job.config.bake.precision != "fp32" else "",
     }
 
 
@@ -80,59 +77,9 @@ def _bake(job: Job, progress: Progress) -> None:
         job.out / "masks.safetensors",
         config.bake,
         job.test,
+        calibration=job.train if config.bake.precision != "fp32" else None,
         folder=job.folder,
         out=job.out,
-        progress=progress,
-    )
-
-
-def bake_model(
-    model_options: ModelOptions,
-    masks: Path,
-    options: BakeOptions,
-    samples: Samples,
-    *,
-    folder: Path,
-    out: Path,
-    progress: Progress,
-) -> BakeReport:
-    """Load the trained model, bring its channels into the mask set's order, and bake the mask set into it.
-
-    The first few samples become the probe.
-
-    Args:
-        model_options: the trained model; relative paths start at `folder`.
-        masks: the mask set.
-        options: of the bake stage.
-        samples: images as the network takes them.
-        folder: where the configuration lies.
-        out: the output folder.
-        progress: told how far the work is.
-
-    Raises:
-        MasksparseError: as learn.model.load_model, learn.permutation.apply and bake.run.bake do.
-    """
-    from masksparse_deploy.bake.run import bake
-    from masksparse_deploy.learn.model import load_model, state_fingerprint
-    from masksparse_deploy.learn.permutation.apply import check_unchanged, permute
-
-    mask_set = read_mask_set(masks)
-    model = load_model(model_options, folder)
-    # Masks are made for the weights as they were trained, so these are what is compared.
-    source_sha256 = state_fingerprint(model)
-    probe = samples.images[:PROBE_COUNT]
-    if mask_set.permutations:
-        permuted = permute(model, mask_set.permutations)
-        check_unchanged(model, permuted, probe)
-        model = permuted
-    return bake(
-        model,
-        mask_set,
-        options,
-        example_shape=(probe.shape[1], probe.shape[2], probe.shape[3]),
-        source_sha256=source_sha256,
-        out=out,
-        probe_images=probe,
         progress=progress,
     )
 

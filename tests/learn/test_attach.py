@@ -21,7 +21,7 @@ from masksparse_deploy.learn import AttachedMasks, attach_masks
 from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.model import state_fingerprint, weights_fingerprint
 from masksparse_deploy.learn.selector import Selector
-from masksparse_deploy.pipeline.stages import bake_model
+from masksparse_deploy.pipeline.baking import bake_model
 from tests.learn.networks import Zoo, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import TinyCnn, example_images, tiny_cnn
 from tests.project import FACTORY

@@ -18,7 +18,7 @@ from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.permutation.apply import permute
 from masksparse_deploy.learn.permutation.find import find_permutations
 from masksparse_deploy.learn.probe import probe_model
-from masksparse_deploy.pipeline.stages import bake_model
+from masksparse_deploy.pipeline.baking import bake_model
 from tests.models.tiny_cnn import EXAMPLE_SHAPE, example_images, float_state, magnitude_masks, tiny_cnn
 from tests.project import FACTORY, make_project
 
