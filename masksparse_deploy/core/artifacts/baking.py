@@ -3,6 +3,7 @@
 from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
+from masksparse_deploy.core.artifacts.survival import Checkpoint
 
 __all__ = ["BakeReport", "BakedLayer", "LayerRange", "LintLayer", "LintReport", "LintState"]
 
@@ -13,7 +14,8 @@ class BakedLayer(Record):
     """A layer whose zeros are in the ONNX file.
 
     `layer` is the module name, `weight_name` the parameter's, `node` and `initializer` the names in the ONNX graph.
-    `violation_count` of `group_count` groups keep more than N weights, as counted in the written file.
+    `violation_count` of `group_count` groups keep more than N weights, as counted in the written file; `checkpoints` are the
+    same counts at each stage on the way there.
     """
 
     layer: str
@@ -27,6 +29,7 @@ class BakedLayer(Record):
     group_count: int
     violation_count: int
     mask_sha256: str
+    checkpoints: tuple[Checkpoint, ...] = ()
 
 
 class LayerRange(Record):
@@ -50,21 +53,33 @@ class LayerRange(Record):
 class BakeReport(Document):
     """The dense twin, the sparse file and what is in them.
 
+    `origin`: what was baked, a PyTorch model or an ONNX file. `probe_sha256` is None where there is no PyTorch model to
+    compare with.
+
     `statistics_updated`: batch-norm statistics were re-estimated, so that folded weights also differ by a factor for
-    each output channel and the biases differ; where it is False the two files differ in masked values and annotations only.
+    each output channel and the biases differ; where it is False the two files differ in masked values and annotations only,
+    and with INT8 in the scales, which each file has of its own.
+
+    `ranges` tell what reduced precision costs each layer of the sparse file, measured on the images with the fingerprint
+    `calibration_sha256` (None: without images); `remarks` are what of it a user should know. Both are empty with FP32.
     """
 
     kind: ClassVar[str] = "bake report"
+    version: ClassVar[int] = 2
 
+    origin: Literal["pytorch", "onnx"] = "pytorch"
     dense_sha256: str
     sparse_sha256: str
     mask_set_sha256: str
-    probe_sha256: str
+    probe_sha256: str | None
     opset: int
     precision: str
+    calibration_sha256: str | None = None
     statistics_updated: bool
     layers: tuple[BakedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
+    ranges: tuple[LayerRange, ...] = ()
+    remarks: tuple[str, ...] = ()
 
 
 class LintLayer(Record):
