@@ -18,6 +18,7 @@ EXTRAS = {
     "plotly": "report",
     "tensorboard": "tensorboard",
     "tensorrt": "tensorrt",
+    "tensorrt_rtx": "preflight",
     "torch": "learn",
 }
 

@@ -13,7 +13,7 @@ from typing import Any
 from masksparse_deploy.core.artifacts.engines import EngineLayer
 from masksparse_deploy.core.errors import ArtifactError
 
-__all__ = ["count_sparse", "parse_inspector"]
+__all__ = ["count_sparse", "onnx_nodes", "parse_inspector"]
 
 _SPARSE_TACTIC = re.compile(r"spars|sptensor|spmma", re.IGNORECASE)
 _TENSOR_KEYS = ("Bindings", "I/O Tensors")
@@ -54,6 +54,13 @@ def count_sparse(layers: tuple[EngineLayer, ...]) -> str:
     return f"sparse tactics in {len(sparse)} of {len(layers)} layers{doubt}"
 
 
+def onnx_nodes(metadata: str) -> tuple[str, ...]:
+    """Names of the ONNX nodes in a layer's metadata, as "[ONNX Layer: a]" joined by the record separator."""
+    parts = metadata.split(_METADATA_SEPARATOR)
+    named = (part.removeprefix(_METADATA_PREFIX).removesuffix("]") for part in parts if part.startswith(_METADATA_PREFIX))
+    return tuple(dict.fromkeys(name for name in named if name))
+
+
 def _layer(entry: Any) -> EngineLayer:
     if isinstance(entry, str):
         reason = "only its name is known: the engine was built without detailed profiling verbosity"
@@ -64,7 +71,13 @@ def _layer(entry: Any) -> EngineLayer:
         )
     tactic = str(entry.get("TacticName", ""))
     is_sparse, reason = _verdict(tactic, entry)
-    return EngineLayer(name=entry["Name"], onnx_nodes=_onnx_nodes(entry), tactic=tactic, is_sparse=is_sparse, reason=reason)
+    return EngineLayer(
+        name=entry["Name"],
+        onnx_nodes=onnx_nodes(str(entry.get("Metadata", ""))),
+        tactic=tactic,
+        is_sparse=is_sparse,
+        reason=reason,
+    )
 
 
 def _verdict(tactic: str, entry: Mapping[str, Any]) -> tuple[bool | None, str]:
@@ -76,10 +89,3 @@ def _verdict(tactic: str, entry: Mapping[str, Any]) -> tuple[bool | None, str]:
     if has_sparse_weights:
         return False, "the weights allow a sparse tactic; the builder found none, or a dense one was faster"
     return False, "a dense tactic; the inspector does not report sparse weights"
-
-
-def _onnx_nodes(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Names of the ONNX nodes in `Metadata`, as "[ONNX Layer: a]" joined by the record separator."""
-    parts = str(entry.get("Metadata", "")).split(_METADATA_SEPARATOR)
-    named = (part.removeprefix(_METADATA_PREFIX).removesuffix("]") for part in parts if part.startswith(_METADATA_PREFIX))
-    return tuple(dict.fromkeys(name for name in named if name))

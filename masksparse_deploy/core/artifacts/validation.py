@@ -3,6 +3,7 @@
 from typing import ClassVar
 
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record, Verdict
+from masksparse_deploy.core.artifacts.survival import LayerSurvival
 
 __all__ = ["AccuracyComparison", "Check", "LayerDeviation", "ValidationReport"]
 
@@ -72,3 +73,4 @@ class ValidationReport(Document):
     layers: tuple[LayerDeviation, ...]
     accuracy: AccuracyComparison
     verdict: Verdict
+    survival: tuple[LayerSurvival, ...] = ()
