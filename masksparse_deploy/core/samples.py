@@ -9,6 +9,7 @@ from zipfile import BadZipFile
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.archives import refuse_bomb
 from masksparse_deploy.core.config import DataOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.factory import is_factory, load_factory
@@ -148,6 +149,7 @@ def _from_factory(source: str, folder: Path) -> _Arrays:
 def _from_npz(path: Path) -> _Arrays:
     if not path.is_file():
         raise UsageError(f"data {path} does not exist; give an .npz file, a folder of images, or module:callable")
+    refuse_bomb(path)
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if "images" not in file.files:

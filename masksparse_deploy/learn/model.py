@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import nn
 
+from masksparse_deploy.core.archives import refuse_bomb
 from masksparse_deploy.core.config import ModelOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.factory import load_factory
@@ -144,6 +145,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return _unwrapped(load_safetensors(path.read_bytes()), path)
         except SafetensorError as error:
             raise ArtifactError(f"checkpoint {path} is damaged or not a safetensors file ({error}); copy it again") from error
+    refuse_bomb(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes torch.load raise many types
