@@ -59,20 +59,20 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     layers = []
     unseen = dict(masks.layers)
     for layer in weighted_layers(graph):
-        mask = masks.layers.get(layer.weight_name)
+        mask = masks.layers.get(layer.stored_name)
         if mask is None:
             findings += _dense_findings(graph, layer)
             continue
-        unseen.pop(layer.weight_name, None)
+        unseen.pop(layer.stored_name, None)
         wrong, violation_count, group_count = _masked_findings(graph, layer, mask)
         findings += wrong
         layers.append(
             BakedLayer(
-                layer=layer.weight_name.removesuffix(".weight"),
+                layer=layer.stored_name.removesuffix(".weight"),
                 weight_name=mask.weight_name,
                 node=layer.node.name,
-                initializer=layer.weight_name,
-                shape=layer.weight.shape,
+                initializer=layer.stored_name,
+                shape=layer.stored.shape,
                 pattern=str(mask.pattern),
                 group_axis=mask.group_axis,
                 density=float(np.count_nonzero(layer.weight) / layer.weight.size),
@@ -110,12 +110,12 @@ def _dense_findings(graph: Graph, layer: WeightedLayer) -> Iterator[str]:
 def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], int, int]:
     """What is wrong with one layer, how many of its groups keep too many, and of how many."""
     name = layer.node.name
-    if layer.weight.shape != mask.keep.shape:
-        return [f"{name}: weight {layer.weight.shape}, mask {mask.keep.shape}"], 0, 0
+    if layer.stored.shape != mask.keep.shape:
+        return [f"{name}: weight {layer.stored.shape}, mask {mask.keep.shape}"], 0, 0
     wrong = []
     expected = {
         keys.PATTERN: f"{mask.pattern.n}:{mask.pattern.m}",
-        keys.GROUP_AXIS: str(layer.group_axis),
+        keys.GROUP_AXIS: str(layer.stored_group_axis),
         keys.MASK_SHA256: mask.digest,
         keys.DENSITY: repr(float(np.count_nonzero(layer.weight) / layer.weight.size)),
     }
@@ -128,7 +128,7 @@ def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tup
     violation_count = int((counts > mask.pattern.n).sum())
     if violation_count:
         wrong.append(f"{name}: {violation_count} of {counts.size} groups keep more than {mask.pattern.n} of {mask.pattern.m}")
-    put_back = int(np.count_nonzero(layer.weight[~mask.keep]))
+    put_back = int(np.count_nonzero(layer.weight_as_stored[~mask.keep]))
     if put_back:
         wrong.append(f"{name}: {put_back} weights that the mask drops are not zero")
     return wrong, violation_count, int(counts.size)
@@ -137,4 +137,4 @@ def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tup
 def _annotated(graph: Graph, layer: WeightedLayer) -> tuple[tuple[str, Any], ...]:
     """The two places that carry a layer's annotations, each with a name for messages."""
     node = (f"node {layer.node.name}", layer.node.metadata)
-    return node, (f"initializer {layer.weight_name}", graph.constant_metadata.get(layer.weight_name, {}))
+    return node, (f"initializer {layer.stored_name}", graph.constant_metadata.get(layer.stored_name, {}))

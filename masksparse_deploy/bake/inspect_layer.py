@@ -157,6 +157,8 @@ def _judge_plain(
 def _obstacle(layer: WeightedLayer) -> str | None:
     """Why there are no sparse kernels for the layer, whatever its weights are."""
     axes = layer.weight.ndim
+    if layer.node.op == "ConvTranspose":
+        return "transposed convolution: no sparse kernels"
     if layer.node.op == "Conv" and axes != 4:
         return f"a {axes - 2}-d convolution: sparse kernels are for 2-d ones"
     if axes < 2:

@@ -18,7 +18,7 @@ from masksparse_deploy.graph.reader import read_graph, weighted_layers
 
 __all__ = ["lint", "lint_graph"]
 
-_PRODUCTS = ("Conv", "Gemm", "MatMul")
+_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv")
 _MATRIX_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
 # Operators with weights that are not looked into: position of the weight among the inputs, and why.

@@ -1,11 +1,13 @@
 """A read-only view of an ONNX graph as NumPy values, for everything that checks files instead of writing them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
+
+from masksparse_deploy.graph.layout import LayoutStep, as_stored, stored_axis
 
 __all__ = ["Graph", "Node", "WeightedLayer"]
 
@@ -58,17 +60,29 @@ class WeightedLayer:
 
     Attributes:
         node: the operator.
-        weight_name: name of the constant.
-        weight: stored dtype; (out_channels, in_channels / groups, kernel_h, kernel_w) for a convolution, as stored otherwise.
-        bias: (out_channels,) or None.
+        weight_name: name of the operator's input.
+        weight: the array that the operator multiplies by: (out_channels, in_channels / groups, kernel_h, kernel_w) for a
+            convolution, (in_channels, out_channels / groups, kernel_h, kernel_w) for a transposed one, as the operator reads
+            it otherwise. In the stored dtype unless it passes through Cast; float32 behind DequantizeLinear.
+        stored_name: the initializer or Constant that the weight comes from; `weight_name` where it is read directly.
+        stored: that constant, in its stored dtype and shape.
+        route: types of the operators between the two, from the constant on.
+        layout: how `stored` is turned round on the way (see graph.layout).
+        quantized: name of the dtype that DequantizeLinear reads, such as "int8"; None without one.
+        bias: (out_channels,) or None, looked through likewise.
         group_axis: the axis of `weight` that is multiplied and summed over input channels, along which N:M groups run.
         groups: 1 unless a grouped convolution.
-        consumer_count: how many operator inputs in the file read this constant.
+        consumer_count: how many operator inputs in the file read the stored constant, directly or behind such a route.
     """
 
     node: Node
     weight_name: str
     weight: npt.NDArray[Any]
+    stored_name: str
+    stored: npt.NDArray[Any]
+    route: tuple[str, ...]
+    layout: tuple[LayoutStep, ...]
+    quantized: str | None
     bias: npt.NDArray[Any] | None
     group_axis: int
     groups: int
@@ -77,4 +91,14 @@ class WeightedLayer:
     @property
     def kernel_positions(self) -> int:
         """kernel_h x kernel_w for a convolution, 1 for a matrix product."""
-        return int(np.prod(self.weight.shape[2:])) if self.node.op == "Conv" else 1
+        return math.prod(self.weight.shape[2:]) if self.node.op in ("Conv", "ConvTranspose") else 1
+
+    @property
+    def weight_as_stored(self) -> npt.NDArray[Any]:
+        """`weight` in the shape of `stored`, for masks that are made for the stored constant."""
+        return as_stored(self.weight, self.layout)
+
+    @property
+    def stored_group_axis(self) -> int | None:
+        """The axis of `stored` along which N:M groups run; None where a Reshape splits or joins the input channels."""
+        return stored_axis(self.group_axis, self.layout)

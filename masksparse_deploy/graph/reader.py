@@ -1,7 +1,6 @@
 """Reading an ONNX file into the read-only view."""
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import onnx.shape_inference
 
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.files import require_file, sha256_bytes
-from masksparse_deploy.graph.model import Graph, Node, Shape, WeightedLayer
+from masksparse_deploy.graph.layers import weighted_layers
+from masksparse_deploy.graph.model import Graph, Node, Shape
 
 __all__ = ["parse_graph", "read_graph", "weighted_layers"]
 
@@ -63,32 +63,6 @@ def parse_graph(data: bytes, *, name: str) -> Graph:
         metadata=_properties(model),
         sha256=sha256_bytes(data),
     )
-
-
-def weighted_layers(graph: Graph) -> tuple[WeightedLayer, ...]:
-    """All Conv, Gemm and MatMul nodes whose second input is a constant, in graph order."""
-    readers = Counter(name for node in graph.nodes for name in (*node.inputs, *_read_by_bodies(node)))
-    layers = []
-    for node in graph.nodes:
-        if node.domain or node.op not in ("Conv", "Gemm", "MatMul") or node.inputs[1] not in graph.constants:
-            continue
-        weight = graph.constants[node.inputs[1]]
-        bias = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
-        # MatMul and Gemm multiply x (n, k) by B (k, m); transB stores B as (m, k), the layout of a convolution
-        by_rows = node.op == "Conv" or node.attributes.get("transB", 0)
-        group_axis = 1 if by_rows else max(weight.ndim - 2, 0)
-        layers.append(
-            WeightedLayer(
-                node=node,
-                weight_name=node.inputs[1],
-                weight=weight,
-                bias=bias,
-                group_axis=group_axis,
-                groups=int(node.attributes.get("group", 1)) if node.op == "Conv" else 1,
-                consumer_count=readers[node.inputs[1]],
-            )
-        )
-    return tuple(layers)
 
 
 def _refuse_unreadable(model: onnx.ModelProto, name: str) -> None:
@@ -144,22 +118,6 @@ def _constant(attributes: Mapping[str, Any]) -> npt.NDArray[Any]:
     if key in ("value_string", "value_strings"):
         return np.asarray(value, dtype=np.object_)
     raise ValueError(f"a Constant node with the attribute {key}")
-
-
-def _read_by_bodies(node: Node) -> Iterator[str]:
-    """Names that the bodies of If, Loop and Scan read, those of the outer graph included."""
-    for value in node.attributes.values():
-        for body in value if isinstance(value, tuple) else (value,):
-            if isinstance(body, onnx.GraphProto):
-                yield from _names_read(body)
-
-
-def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    for proto in graph.node:
-        yield from proto.input
-        for attribute in proto.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _names_read(body)
 
 
 def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:

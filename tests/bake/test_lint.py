@@ -144,10 +144,10 @@ def first_factor() -> onnx.ModelProto:
 
 def computed_factor() -> onnx.ModelProto:
     nodes = [
-        helper.make_node("Reshape", ["w", "shape"], ["b"], name="reshape"),
+        helper.make_node("Mul", ["w", "factor"], ["b"], name="multiply"),
         helper.make_node("MatMul", ["x", "b"], ["y"], name="layer"),
     ]
-    return model_of(nodes, {"w": weights(128), "shape": np.array([16, 8])}, x=["n", 16])
+    return model_of(nodes, {"w": weights(16, 8), "factor": weights(1)}, x=["n", 16])
 
 
 def einsum() -> onnx.ModelProto:

@@ -217,7 +217,7 @@ def test_a_masked_layer_whose_bias_is_computed_is_refused(tmp_path: Path) -> Non
     models = residual_pair()
     for model in models:
         node = next(entry for entry in model.graph.node if entry.name == "layer1.conv1")
-        model.graph.node.insert(0, onnx.helper.make_node("Identity", [node.input[2]], ["computed"], name="copy"))
+        model.graph.node.insert(0, onnx.helper.make_node("Relu", [node.input[2]], ["computed"], name="copy"))
         node = next(entry for entry in model.graph.node if entry.name == "layer1.conv1")
         node.input[2] = "computed"
     with pytest.raises(UsageError, match=r"layer1\.conv1 is masked, and there is no bound for Conv with a computed bias"):

@@ -1,0 +1,260 @@
+"""Which values of a graph do not depend on its input, and which of them are stored constants in disguise."""
+
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx.helper
+import onnx.numpy_helper
+
+from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.graph.layout import LayoutStep
+from masksparse_deploy.graph.model import Graph, Node
+
+__all__ = ["Origin", "Origins", "fixed_values"]
+
+Array = npt.NDArray[Any]
+
+_LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
+_VALUES = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
+# Exporters make routes of a few operators; a longer one is not followed, so that no file keeps the reader busy.
+_LONGEST_ROUTE = 16
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Origin:
+    """Where a constant comes from.
+
+    Attributes:
+        name: the initializer or Constant.
+        stored: its array, in the stored dtype.
+        nodes: the operators it passes through, in order; empty for a constant that is read directly.
+        parameters: for each of `nodes` its other inputs, None for one left out.
+    """
+
+    name: str
+    stored: Array
+    nodes: tuple[Node, ...]
+    parameters: tuple[tuple[Array | None, ...], ...]
+
+    @property
+    def route(self) -> tuple[str, ...]:
+        """Operator types from the stored constant on."""
+        return tuple(node.op for node in self.nodes)
+
+    def compute(self) -> tuple[Array, tuple[LayoutStep, ...], str | None]:
+        """The value that arrives, how it was turned round, and the dtype it was dequantized from.
+
+        Raises:
+            ArtifactError: an operator has parameters that do not fit the array.
+        """
+        value, steps, quantized = self.stored, [], None
+        for node, parameters in zip(self.nodes, self.parameters, strict=True):
+            try:
+                result = _OPERATORS[node.op](node, value, parameters)
+            except (ValueError, IndexError, TypeError, KeyError, OverflowError, AttributeError) as error:
+                raise ArtifactError(
+                    f"{node.op} {node.name!r} cannot be applied to {self.name} of shape {value.shape} ({error}); the file is "
+                    "damaged or not valid ONNX: export it again"
+                ) from error
+            if node.op in _LAYOUT:
+                order = _order(node, value.ndim) if node.op == "Transpose" else None
+                steps.append(LayoutStep(before=value.shape, after=result.shape, order=order))
+            elif node.op == "DequantizeLinear":
+                quantized = value.dtype.name
+            value = result
+        return value, tuple(steps), quantized
+
+
+class Origins:
+    """Finds the origins of the constants of one graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._constants = graph.constants
+        self._makers: dict[str, Node] = {}
+        self._parameters: dict[str, tuple[Array | None, ...]] = {}
+        self._sources = {name: (name, 0) for name in graph.constants}
+        for node in graph.nodes:
+            self._add(node)
+
+    def source(self, name: str) -> str | None:
+        """Name of the stored constant behind the value `name`; None if it is none, or computed from one otherwise."""
+        found = self._sources.get(name)
+        return None if found is None else found[0]
+
+    def find(self, name: str) -> Origin | None:
+        """The origin of the value `name`; None if it is no constant, or computed by operators that are not looked through."""
+        source = self.source(name)
+        if source is None:
+            return None
+        nodes, parameters = [], []
+        while name not in self._constants:
+            node = self._makers[name]
+            nodes.append(node)
+            parameters.append(self._parameters[name])
+            name = node.inputs[0]
+        return Origin(name=source, stored=self._constants[source], nodes=tuple(nodes[::-1]), parameters=tuple(parameters[::-1]))
+
+    def _add(self, node: Node) -> None:
+        """Look through `node` if its first input is a constant, and the others are stored as such."""
+        if not _looked_through(node) or node.outputs[0] in self._sources:
+            return
+        source, length = self._sources.get(node.inputs[0], (None, 0))
+        if source is None or length == _LONGEST_ROUTE:
+            return
+        parameters = tuple(self._parameter(name) for name in node.inputs[1:])
+        if any(name and array is None for name, array in zip(node.inputs[1:], parameters, strict=True)):
+            return
+        output = node.outputs[0]
+        self._makers[output], self._parameters[output], self._sources[output] = node, parameters, (source, length + 1)
+
+    def _parameter(self, name: str) -> Array | None:
+        """A scale, zero point, shape or axes: a constant, perhaps behind Identity."""
+        while name not in self._constants:
+            node = self._makers.get(name)
+            if node is None or node.op != "Identity":
+                return None
+            name = node.inputs[0]
+        return self._constants[name]
+
+
+def fixed_values(graph: Graph) -> Set[str]:
+    """Names of the values that are the same for every input of the network."""
+    fixed = set(graph.constants)
+    for node in graph.nodes:
+        inputs = [name for name in node.inputs if name]
+        if inputs and all(name in fixed for name in inputs):
+            fixed.update(node.outputs)
+    return fixed
+
+
+def _looked_through(node: Node) -> bool:
+    if node.domain or node.op not in _LAYOUT + _VALUES or not node.inputs or not node.outputs:
+        return False
+    # what a cast to text or truth values leaves of a weight is no weight
+    to = node.attributes.get("to")
+    return node.op != "Cast" or to not in (onnx.TensorProto.STRING, onnx.TensorProto.BOOL)
+
+
+def _order(node: Node, rank: int) -> tuple[int, ...]:
+    order = tuple(node.attributes.get("perm", range(rank)[::-1]))
+    if sorted(order) != list(range(rank)):
+        raise ValueError(f"perm {order} for {rank} axes")
+    return order
+
+
+def _identity(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    return value
+
+
+def _cast(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"])
+    if dtype == value.dtype:
+        return value
+    with np.errstate(all="ignore"):  # overflow to infinity is what the cast is defined to do
+        if node.attributes.get("saturate", 1) and dtype.name.startswith("float8"):
+            return onnx.numpy_helper.saturate_cast(value.astype(np.float32), dtype)
+        return value.astype(dtype)
+
+
+def _transpose(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    return value.transpose(_order(node, value.ndim))
+
+
+def _reshape(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    given = node.attributes["shape"] if not parameters else _present(parameters[0]).tolist()
+    keeps_zero = node.attributes.get("allowzero", 0)
+    return value.reshape([value.shape[axis] if length == 0 and not keeps_zero else length for axis, length in enumerate(given)])
+
+
+def _squeeze(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    axes = _axes(node, parameters)
+    return value.squeeze() if axes is None else value.squeeze(axis=axes)
+
+
+def _unsqueeze(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    axes = _axes(node, parameters)
+    if axes is None:
+        raise ValueError("no axes")
+    return np.expand_dims(value, axes)
+
+
+def _axes(node: Node, parameters: tuple[Array | None, ...]) -> tuple[int, ...] | None:
+    """From the second input, or from the attribute of older opsets."""
+    if parameters and parameters[0] is not None:
+        return tuple(int(axis) for axis in parameters[0].reshape(-1))
+    axes = node.attributes.get("axes")
+    return None if axes is None else tuple(axes)
+
+
+def _quantize(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    scale = _spread(node, value, _present(parameters[0]))
+    point = parameters[1] if len(parameters) > 1 else None
+    given = node.attributes.get("output_dtype", 0)
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(given) if given else point.dtype if point is not None else np.dtype(np.uint8)
+    with np.errstate(all="ignore"):  # a scale of zero gives what it gives in any runtime: infinities that saturate
+        scaled = value.astype(np.float32) / scale
+        if dtype.name.startswith("float8"):
+            return onnx.numpy_helper.saturate_cast(scaled, dtype)
+        if dtype.name.startswith("float"):
+            return scaled.astype(dtype)
+        offset = np.float32(0) if point is None else _spread(node, value, point)
+        limits = _integer_limits(dtype)
+        levels: Array = np.nan_to_num(np.clip(np.rint(scaled) + offset, *limits)).astype(np.int32).astype(dtype)
+        return levels
+
+
+def _dequantize(node: Node, value: Array, parameters: tuple[Array | None, ...]) -> Array:
+    scale = _present(parameters[0])
+    point = parameters[1] if len(parameters) > 1 else None
+    real = value.astype(np.float32)
+    with np.errstate(all="ignore"):
+        if point is not None and point.any():
+            real -= _spread(node, value, point)
+        real *= _spread(node, value, scale)
+        # the operator's output has the scale's type
+        return real if scale.dtype == np.float32 else real.astype(scale.dtype).astype(np.float32)
+
+
+def _integer_limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """Smallest and largest value of an integer type, those of 2 and 4 bits included."""
+    bits = int(dtype.name.removeprefix("u").removeprefix("int"))
+    return (0, 2**bits - 1) if dtype.name.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def _spread(node: Node, value: Array, parameter: Array) -> Array:
+    """A scale or zero point, float32, in a shape that broadcasts: for the tensor, each index of an axis, or each block."""
+    parameter = parameter.astype(np.float32)
+    if parameter.size == 1:
+        return parameter.reshape(())
+    axis = int(node.attributes.get("axis", 1))
+    axis = axis + value.ndim if axis < 0 else axis
+    block = int(node.attributes.get("block_size", 0))
+    if not block:
+        if parameter.ndim != 1 or parameter.shape[0] != value.shape[axis]:
+            raise ValueError(f"scales of shape {parameter.shape} for axis {axis}")
+        return parameter.reshape([-1 if place == axis else 1 for place in range(value.ndim)])
+    if parameter.ndim != value.ndim or parameter.shape[axis] != -(-value.shape[axis] // block):
+        raise ValueError(f"scales of shape {parameter.shape} for blocks of {block} along axis {axis}")
+    index = np.arange(value.shape[axis]) // block
+    return parameter.take(index, axis=axis)
+
+
+def _present(parameter: Array | None) -> Array:
+    if parameter is None:
+        raise ValueError("a required input is left out")
+    return parameter
+
+
+_OPERATORS: Mapping[str, Callable[[Node, Array, tuple[Array | None, ...]], Array]] = {
+    "Cast": _cast,
+    "DequantizeLinear": _dequantize,
+    "Identity": _identity,
+    "QuantizeLinear": _quantize,
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
