@@ -1,10 +1,14 @@
 """Writing into the file what is sparse, which masks it came from, and why the rest is dense."""
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 
-from masksparse_deploy.bake.trace import TracedWeight, trace_weights
-from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.bake.fit import fit_masks
+from masksparse_deploy.bake.stored import stored_tensor
+from masksparse_deploy.bake.trace import trace_weights
+from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.graph import annotations as keys
 
 __all__ = ["Annotate", "MarkDense"]
@@ -20,7 +24,7 @@ class MarkDense(ir.passes.InPlacePass):
 
 
 class Annotate(ir.passes.InPlacePass):
-    """Annotate the model, the nodes and the initializers of a file that the masks were applied to (docs/annotations.md)."""
+    """Annotate the model, the nodes and the constants of a file that the masks were applied to (docs/annotations.md)."""
 
     def __init__(self, masks: MaskSet) -> None:
         super().__init__()
@@ -38,28 +42,32 @@ class Annotate(ir.passes.InPlacePass):
                 keys.SOURCE_SHA256: masks.source_sha256,
             }
         )
+        fitted = fit_masks(model, masks)
+        of_constant = {value: _properties(value, mask) for value, mask in fitted.items()}
         for weight in trace_weights(model):
-            properties = self._properties(weight)
-            weight.node.metadata_props.update(properties)
-            assert weight.initializer.const_value is not None
-            weight.initializer.const_value.metadata_props.update(properties)
+            value = weight.initializer
+            if value in of_constant:
+                on_constant = of_constant[value]
+                # the node reads the weight along another axis where a Transpose lies between
+                on_node = {**on_constant, keys.GROUP_AXIS: str(weight.operand_axis)}
+            else:
+                on_constant = on_node = {keys.DENSE_REASON: self._dense_reason(value.name or "")}
+            weight.node.metadata_props.update(on_node)
+            stored_tensor(value).metadata_props.update(on_constant)
         return ir.passes.PassResult(model, True)
-
-    def _properties(self, weight: TracedWeight) -> dict[str, str]:
-        name = weight.initializer.name or ""
-        mask = self._masks.layers.get(name)
-        if mask is None:
-            return {keys.DENSE_REASON: self._dense_reason(name)}
-        assert weight.initializer.const_value is not None
-        values = weight.initializer.const_value.numpy()
-        return {
-            keys.PATTERN: str(mask.pattern),
-            keys.GROUP_AXIS: str(mask.group_axis),
-            keys.MASK_SHA256: mask.digest,
-            keys.DENSITY: repr(float(np.count_nonzero(values) / values.size)),
-        }
 
     def _dense_reason(self, weight_name: str) -> str:
         layer = weight_name.removesuffix(".weight")
         reasons = (skipped.reason for skipped in self._masks.skipped if skipped.name == layer)
         return next(reasons, "the mask set has no mask of that name")
+
+
+def _properties(value: ir.Value, mask: LayerMask) -> Mapping[str, str]:
+    """What is said of a masked constant; `mask` is in the constant's axes."""
+    values = stored_tensor(value).numpy()
+    return {
+        keys.PATTERN: str(mask.pattern),
+        keys.GROUP_AXIS: str(mask.group_axis),
+        keys.MASK_SHA256: mask.digest,
+        keys.DENSITY: repr(float(np.count_nonzero(values) / values.size)),
+    }

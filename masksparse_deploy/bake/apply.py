@@ -1,9 +1,13 @@
-"""Writing zeros into initializers."""
+"""Writing zeros into the constants of a graph."""
+
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from masksparse_deploy.bake.trace import GraphMismatchError, TracedWeight, trace_weights
+from masksparse_deploy.bake.fit import fit_masks
+from masksparse_deploy.bake.stored import replace_stored, stored_tensor
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 
 __all__ = ["ApplyMasks"]
@@ -15,8 +19,9 @@ class ApplyMasks(ir.passes.InPlacePass):
     Folding batch norm multiplies each output channel of a kernel by one factor, so the mask of the trained weight is the
     mask of the folded one: (keep * W) * s = keep * (W * s).
 
-    Requires that every mask finds the initializer of its name, in its shape, read only by operators whose input channels lie
-    on its group axis; raises GraphMismatchError (an ArtifactError) otherwise.
+    Requires that every mask finds the constant of its name, read only by operators whose input channels lie on its group
+    axis (see bake.fit); raises GraphMismatchError (an ArtifactError) otherwise. The masked values are computed whenever they
+    are asked for, so that a large model is never in memory as a whole.
     """
 
     def __init__(self, masks: MaskSet) -> None:
@@ -25,62 +30,49 @@ class ApplyMasks(ir.passes.InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         """Every mask fits the graph."""
-        traced = trace_weights(model)
-        for mask in self._masks.layers.values():
-            _require_fit(mask, traced, model)
+        fit_masks(model, self._masks)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        """Replace the masked initializers."""
+        """Replace the masked constants."""
         modified = False
-        for name, mask in self._masks.layers.items():
-            value = model.graph.initializers[name]
-            tensor = value.const_value
-            assert tensor is not None
-            dense = tensor.numpy()
-            # A negative weight times False would be -0.0: choose instead of multiplying.
-            sparse = np.where(mask.keep, dense, np.zeros((), dtype=dense.dtype))
-            modified |= sparse.tobytes() != dense.tobytes()
-            value.const_value = ir.Tensor(
-                sparse, name=name, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props)
-            )
+        for value, mask in fit_masks(model, self._masks).items():
+            tensor = stored_tensor(value)
+            modified |= bool(_dropped_bytes(tensor, mask).any())
+            replace_stored(value, _masked(tensor, mask))
         return ir.passes.PassResult(model, modified)
 
     def ensures(self, model: ir.Model) -> None:
         """Nothing that a mask drops is left."""
-        for name, mask in self._masks.layers.items():
-            value = model.graph.initializers[name].const_value
-            assert value is not None and not value.numpy()[~mask.keep].any()
+        for value, mask in fit_masks(model, self._masks).items():
+            assert not _dropped_bytes(stored_tensor(value), mask).any()
 
 
-def _require_fit(mask: LayerMask, traced: tuple[TracedWeight, ...], model: ir.Model) -> None:
-    name = mask.weight_name
-    found = [weight for weight in traced if weight.initializer.name == name]
-    if not found:
-        layer = name.removesuffix(".weight")
-        if name in model.graph.initializers:
-            reason = "no convolution or matrix product of the ONNX graph multiplies by it"
-        else:
-            reason = "the ONNX graph has no initializer of that name"
-        raise GraphMismatchError(
-            f"mask of {name}: {reason}; the masks were made for another model, or the export rewrites this layer: run "
-            f"'masksparse learn' again, with '{layer}' under mask.exclude if it stays so"
-        )
-    value = found[0].initializer
-    shape = tuple(value.const_value.shape.numpy()) if value.const_value is not None else ()
-    if shape != mask.keep.shape:
-        raise GraphMismatchError(
-            f"mask of {name} has shape {mask.keep.shape}, but the weight in the ONNX graph has {shape}; the masks were made "
-            "for another model: run 'masksparse learn' again"
-        )
-    for weight in found:
-        if weight.group_axis != mask.group_axis:
-            raise GraphMismatchError(
-                f"mask of {name}: groups run along axis {mask.group_axis}, but the input channels of node {weight.node.name} "
-                f"({weight.node.op_type}) lie on axis {weight.group_axis}; sparse kernels need groups of input channels"
-            )
-    if len(value.uses()) != len(found):
-        readers = sorted({f"{use.node.name} ({use.node.op_type})" for use in value.uses()})
-        raise GraphMismatchError(
-            f"mask of {name}: the weight is also read by an operator that is no convolution or matrix product "
-            f"({', '.join(readers)}), which the zeros would change too; add the layer to mask.exclude"
-        )
+def _masked(tensor: ir.TensorProtocol, mask: LayerMask) -> ir.LazyTensor:
+    def compute() -> ir.TensorProtocol:
+        dense = tensor.numpy()
+        # A negative weight times False would be -0.0: choose instead of multiplying.
+        sparse = np.where(mask.keep, dense, np.zeros((), dtype=dense.dtype))
+        _release(tensor)
+        return ir.Tensor(sparse, dtype=tensor.dtype, shape=ir.Shape(sparse.shape), name=tensor.name)
+
+    return ir.LazyTensor(
+        compute,
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _dropped_bytes(tensor: ir.TensorProtocol, mask: LayerMask) -> npt.NDArray[Any]:
+    """The weights that the mask drops, as bytes: -0.0 is none of the zeros that are written."""
+    dropped = np.ascontiguousarray(tensor.numpy()[~mask.keep]).view(np.uint8)
+    _release(tensor)
+    return dropped
+
+
+def _release(tensor: ir.TensorProtocol) -> None:
+    """Let go of a mapped file, whose pages would count as memory until the end."""
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor.release()

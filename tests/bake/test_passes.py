@@ -121,9 +121,9 @@ def test_the_axis_follows_the_operator() -> None:
 def test_a_weight_that_something_else_reads() -> None:
     proto = residual_pair()[0]
     (relu,) = [node for node in proto.graph.node if node.name == "stem.relu"]
-    proto.graph.node.insert(0, type(relu)(op_type="Identity", name="reader", input=["layer1.conv1.weight"], output=["copy"]))
+    proto.graph.node.insert(0, type(relu)(op_type="Relu", name="reader", input=["layer1.conv1.weight"], output=["copy"]))
     model = ir.from_proto(proto)
-    with pytest.raises(ArtifactError, match=r"also read by an operator that is no convolution.*reader \(Identity\)"):
+    with pytest.raises(ArtifactError, match=r"also read by an operator that is no convolution.*reader \(Relu\)"):
         ApplyMasks(residual_masks())(model)
 
 

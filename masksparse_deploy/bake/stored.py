@@ -1,0 +1,48 @@
+"""Constants as a model stores them: initializers, and the tensors of Constant nodes."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+__all__ = ["fixed_array", "replace_stored", "stored_tensor"]
+
+
+def stored_tensor(value: ir.Value) -> ir.TensorProtocol:
+    """The tensor of an initializer, or of the Constant node that gives `value`."""
+    if value.is_initializer():
+        assert value.const_value is not None
+        return value.const_value
+    node = value.producer()
+    assert node is not None
+    return node.attributes["value"].as_tensor()
+
+
+def replace_stored(value: ir.Value, tensor: ir.TensorProtocol) -> None:
+    """Put another tensor in the place of the one that `stored_tensor` gives."""
+    if value.is_initializer():
+        value.const_value = tensor
+        return
+    node = value.producer()
+    assert node is not None
+    node.attributes["value"] = ir.AttrTensor("value", tensor, doc_string=node.attributes["value"].doc_string)
+
+
+def fixed_array(value: ir.Value | None) -> npt.NDArray[Any] | None:
+    """The content of a stored constant, as axes, shapes and zero points are; None if it is computed or comes from outside."""
+    if value is None:
+        return None
+    if value.is_initializer() and value.const_value is not None:
+        return value.const_value.numpy()
+    node = value.producer()
+    if node is None or node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    attribute = next(iter(node.attributes.values()), None)
+    if attribute is None or attribute.is_ref() or attribute.value is None:
+        return None
+    if attribute.type == ir.AttributeType.TENSOR:
+        return attribute.as_tensor().numpy()
+    if attribute.type in (ir.AttributeType.INT, ir.AttributeType.INTS):
+        return np.asarray(attribute.value, dtype=np.int64)
+    return None
