@@ -11,7 +11,17 @@ from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions
 
 __all__ = ["command"]
 
-MASK_FIELDS = ("pattern", "batch_norm", "include", "exclude", "batch_size", "calibration_count", "augment", "seed")
+MASK_FIELDS = (
+    "pattern",
+    "pad_channels",
+    "batch_norm",
+    "include",
+    "exclude",
+    "batch_size",
+    "calibration_count",
+    "augment",
+    "seed",
+)
 
 
 @click.command("select")

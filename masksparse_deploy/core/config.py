@@ -59,6 +59,9 @@ class MaskOptions(Options):
     method: Literal["auto", "magnitude", "gumbel", "scores"] = _option(
         "scores", "how masks are chosen, the weights stay frozen; auto: the first stage that passes the accuracy gate"
     )
+    pad_channels: bool = _option(
+        False, "mask layers whose input channels are no multiple of M too; the ONNX file gets zero channels there"
+    )
     permute: bool = _option(False, "reorder channels first, so that more magnitude is kept; the dense function stays")
     batch_norm: bool = _option(True, "batch-norm statistics follow the masks: estimated anew, or updated while learning")
     include: tuple[str, ...] = _option(("*",), "globs of the layers to mask", strict=False)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
 
-__all__ = ["count_kept", "members_of"]
+__all__ = ["count_kept", "filled", "members_of"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
@@ -26,13 +26,29 @@ def members_of(array: npt.NDArray[_Scalar], *, axis: int, size: int) -> npt.NDAr
     return np.moveaxis(array.reshape(*array.shape[:axis], length // size, size, *array.shape[axis + 1 :]), axis + 1, 0)
 
 
-def count_kept(keep: npt.NDArray[np.bool_], *, axis: int, size: int) -> npt.NDArray[np.uint8]:
-    """How many weights every group keeps, uint8, the shape of one member of `members_of`; size <= 255.
+def filled(array: npt.NDArray[_Scalar], *, axis: int, size: int, fill: object) -> npt.NDArray[_Scalar]:
+    """`array` with `fill` appended along `axis` up to the next multiple of `size`; `array` itself where nothing is missing.
 
     Raises:
-        UsageError: the axis does not exist or its length is not a multiple of `size`.
+        UsageError: the axis does not exist.
     """
-    members = members_of(keep, axis=axis, size=size)
+    _check_axis(array, axis)
+    missing = -array.shape[axis] % size
+    if not missing:
+        return array
+    widths = [(0, missing if index == axis else 0) for index in range(array.ndim)]
+    return np.pad(array, widths, constant_values=fill)  # type: ignore[call-overload, no-any-return]
+
+
+def count_kept(keep: npt.NDArray[np.bool_], *, axis: int, size: int) -> npt.NDArray[np.uint8]:
+    """How many weights every group keeps, uint8; size <= 255. A last group that is not full counts like the others.
+
+    The shape is that of one member of `members_of`, with ceil(shape[axis] / size) groups along the axis.
+
+    Raises:
+        UsageError: the axis does not exist or has no elements.
+    """
+    members = members_of(filled(keep, axis=axis, size=size, fill=False), axis=axis, size=size)
     counts = np.zeros(members.shape[1:], dtype=np.uint8)
     for member in members:
         counts += member
@@ -40,9 +56,13 @@ def count_kept(keep: npt.NDArray[np.bool_], *, axis: int, size: int) -> npt.NDAr
 
 
 def _checked_length(array: npt.NDArray[Any], axis: int, size: int) -> int:
-    if not 0 <= axis < array.ndim:
-        raise UsageError(f"group axis {axis} does not exist in an array of shape {array.shape}")
+    _check_axis(array, axis)
     length: int = array.shape[axis]
     if length == 0 or length % size != 0:
         raise UsageError(f"axis {axis} of shape {array.shape} has {length} elements: not a multiple of {size}")
     return length
+
+
+def _check_axis(array: npt.NDArray[Any], axis: int) -> None:
+    if not 0 <= axis < array.ndim:
+        raise UsageError(f"group axis {axis} does not exist in an array of shape {array.shape}")

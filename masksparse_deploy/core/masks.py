@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -51,25 +51,54 @@ class LayerMask:
         weight_name: the parameter's name in the model, as "layer1.0.conv1.weight".
         keep: bool, the weight's shape (out_channels, in_channels, kernel_h, kernel_w) or (out_features, in_features).
         group_axis: the axis along which groups run; 1, the input channels.
-        pattern: the N:M pattern; every group keeps exactly N.
+        pattern: the N:M pattern; every group keeps exactly N, a last group of only R members min(N, R).
+        unpadded_shape: the weight's shape before channels of zeros were appended to it, which keep nothing; None if none
+            were. Masks of a file with padded channels have it, learned masks never do.
     """
 
     weight_name: str
     keep: npt.NDArray[np.bool_]
     group_axis: int
     pattern: NMPattern
+    unpadded_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.keep.dtype != np.bool_:
             raise ArtifactError(f"mask of {self.weight_name}: keep is {self.keep.dtype}, not bool")
         object.__setattr__(self, "keep", _frozen(self.keep))
-        kept = count_kept(self.keep, axis=self.group_axis, size=self.pattern.m)
-        wrong = int((kept != self.pattern.n).sum())
+        own = self.keep if self.unpadded_shape is None else self._unpadded(self.unpadded_shape)
+        kept = count_kept(own, axis=self.group_axis, size=self.pattern.m)
+        expected = self.pattern.kept_per_group(own.shape[self.group_axis])
+        wrong = int((kept != expected.reshape(-1, *[1] * (own.ndim - self.group_axis - 1))).sum())
         if wrong:
             raise ArtifactError(
                 f"mask of {self.weight_name}: {wrong} of {kept.size} groups do not keep exactly "
                 f"{self.pattern.n} of {self.pattern.m}"
             )
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the last group is not full, so that the weight needs channels of zeros in a file for sparse kernels."""
+        return self.keep.shape[self.group_axis] % self.pattern.m != 0
+
+    def padded(self, shape: tuple[int, ...]) -> "LayerMask":
+        """The mask of the weight with zeros appended up to `shape`: nothing of them is kept.
+
+        Raises:
+            ArtifactError: `shape` has other axes, or shorter ones.
+        """
+        if len(shape) != self.keep.ndim or any(new < old for new, old in zip(shape, self.keep.shape, strict=True)):
+            raise ArtifactError(f"mask of {self.weight_name}: {self.keep.shape} cannot be padded to {shape}")
+        widths = [(0, new - old) for new, old in zip(shape, self.keep.shape, strict=True)]
+        return replace(self, keep=np.pad(self.keep, widths), unpadded_shape=self.unpadded_shape or self.keep.shape)
+
+    def _unpadded(self, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+        own = self.keep[tuple(slice(length) for length in shape)]
+        if own.shape != shape or np.count_nonzero(own) != np.count_nonzero(self.keep):
+            raise ArtifactError(
+                f"mask of {self.weight_name}: of shape {self.keep.shape}, it keeps weights outside the unpadded shape {shape}"
+            )
+        return own
 
     @cached_property
     def digest(self) -> str:
@@ -115,6 +144,7 @@ class MaskSet:
         statistics: re-estimated batch-norm running statistics, buffer name -> float32 array; empty if untouched.
         permutations: new channel orders, under which the network computes the same; masks and statistics are of the
             permuted network. Empty if untouched.
+        padded_from: the digest of the learned set, where this one is made from it for a file with padded channels.
     """
 
     layers: Mapping[str, LayerMask]
@@ -123,6 +153,7 @@ class MaskSet:
     skipped: tuple[SkippedLayer, ...] = ()
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     permutations: tuple[AxisPermutation, ...] = ()
+    padded_from: str | None = None
 
     def __post_init__(self) -> None:
         frozen = {name: _frozen(array) for name, array in self.statistics.items()}
@@ -131,15 +162,27 @@ class MaskSet:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything that changes the deployed network; independent of insertion order."""
+        """SHA-256 of everything that changes the deployed network; independent of insertion order.
+
+        A padded set goes by the digest of the learned one: its further channels are zeros, and a file names what was learned.
+        """
+        if self.padded_from is not None:
+            return self.padded_from
         lines = [self.source_sha256, self.method]
         lines += [self.layers[name].digest for name in sorted(self.layers)]
         lines.append(fingerprint(self.statistics))
         lines.append(fingerprint({permutation.key: permutation.order for permutation in self.permutations}))
         return sha256_bytes("\n".join(lines).encode())
 
+    def padded(self, layers: Mapping[str, LayerMask]) -> "MaskSet":
+        """This set with `layers` in place of its own: the same masks, padded; itself if no layer is another one."""
+        if all(layers[name] is mask for name, mask in self.layers.items()):
+            return self
+        return replace(self, layers=layers, padded_from=self.digest)
+
     def to_bytes(self) -> bytes:
         """The file's content: safetensors with the metadata as JSON; the same values give the same bytes."""
+        assert self.padded_from is None, "a padded mask set is made for one ONNX file; the learned one is what is kept"
         header = {
             "schema_version": SCHEMA_VERSION,
             "digest": self.digest,

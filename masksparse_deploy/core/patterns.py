@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.groups import count_kept, members_of
+from masksparse_deploy.core.groups import count_kept, filled, members_of
 
 __all__ = ["NMPattern"]
 
@@ -18,6 +18,9 @@ MAX_M = 16
 @dataclass(frozen=True, kw_only=True)
 class NMPattern:
     """N weights kept of every M consecutive weights along the group axis; as text "N:M".
+
+    Where the axis is no multiple of M, the last group is not full: of its R weights it keeps min(N, R). With zeros for the
+    M - R missing ones, as channel padding adds them, it still keeps at most N of M, which is what sparse kernels need.
 
     Attributes:
         n: weights kept in each group, 1 <= n <= m.
@@ -55,18 +58,33 @@ class NMPattern:
             book[row, list(kept)] = True
         return book
 
+    def kept_per_group(self, length: int) -> npt.NDArray[np.uint8]:
+        """How many weights each group along an axis of `length` keeps: N, the last one min(N, R) if it has only R members."""
+        full, rest = divmod(length, self.m)
+        return np.array([self.n] * full + [min(self.n, rest)] * (rest > 0), dtype=np.uint8)
+
+    def padded_length(self, length: int) -> int:
+        """The next multiple of M; `length` itself if it is one."""
+        return length + -length % self.m
+
     def keep_largest(self, scores: npt.NDArray[np.floating], *, group_axis: int) -> npt.NDArray[np.bool_]:
         """Keep the N largest scores of every group; among equal scores the one with the smaller index.
 
         NaN counts as smaller than every number.
 
         Args:
-            scores: any shape, `shape[group_axis] % m == 0`; usually |weight|.
+            scores: any shape; usually |weight|.
             group_axis: the axis along which groups run (1, input channels, for a convolution kernel).
 
         Returns:
-            keep, bool, the shape of `scores`, with exactly n True in every group.
+            keep, bool, the shape of `scores`, with exactly n True in every group; min(n, r) in a last group of only r.
+
+        Raises:
+            UsageError: the axis does not exist or has no elements.
         """
+        length = scores.shape[group_axis] if 0 <= group_axis < scores.ndim else 0
+        # Behind all scores of the group, NaN or not, so that what is missing is never kept in their place.
+        scores = filled(scores, axis=group_axis, size=self.m, fill=np.nan)
         members = np.ascontiguousarray(members_of(scores, axis=group_axis, size=self.m))
         # NaN is neither above nor below anything: it comes after all numbers, as in a sort.
         missing = np.isnan(members) if np.isnan(members).any() else None
@@ -81,7 +99,7 @@ class NMPattern:
                 ranks[later] += ~later_wins
         keep = np.empty(scores.shape, dtype=np.bool_)
         np.less(ranks, self.n, out=members_of(keep, axis=group_axis, size=self.m))
-        return keep
+        return np.ascontiguousarray(keep[(slice(None),) * group_axis + (slice(length),)])
 
     def count_violations(self, kept: npt.NDArray[np.bool_], *, group_axis: int) -> int:
         """How many groups keep more than N weights (zero for a conforming array)."""

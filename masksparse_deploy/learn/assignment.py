@@ -25,7 +25,7 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
     Args:
         model: the network.
         probe: what `probe_model` found.
-        options: pattern, include, exclude and assignment; `exclude` wins over the assignment.
+        options: pattern, pad_channels, include, exclude and assignment; `exclude` wins over the assignment.
         folder: where the configuration lies; the path of the assignment starts here.
 
     Raises:
@@ -35,7 +35,14 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
     """
     pattern = NMPattern.parse(options.pattern)
     if options.assignment is None:
-        return survey_layers(model, probe, pattern=pattern, include=options.include, exclude=options.exclude)
+        return survey_layers(
+            model,
+            probe,
+            pattern=pattern,
+            include=options.include,
+            exclude=options.exclude,
+            pad_channels=options.pad_channels,
+        )
     if options.include != ("*",):
         raise UsageError(
             "mask.include and mask.assignment both say which layers to mask; remove mask.include (mask.exclude may leave more "
@@ -44,10 +51,17 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
     path = folder / options.assignment
     selection = LayerSelection.read(path)
     _check_made_for(selection, path, state_fingerprint(model), pattern)
-    _check_choice(selection, path, model, obstacles(model, probe, pattern=pattern), options.exclude)
-    # Linear layers are surveyed only where they are named.
-    include = ("*", *selection.chosen)
-    survey = survey_layers(model, probe, pattern=pattern, include=include, exclude=options.exclude)
+    obstructed = obstacles(model, probe, pattern=pattern, pad_channels=options.pad_channels)
+    _check_choice(selection, path, model, obstructed, options.exclude)
+    # Linear layers, and those with fewer than M channels, are surveyed only where they are named.
+    survey = survey_layers(
+        model,
+        probe,
+        pattern=pattern,
+        include=("*", *selection.chosen),
+        exclude=options.exclude,
+        pad_channels=options.pad_channels,
+    )
     return apply_assignment(survey, selection, name=path.name)
 
 

@@ -18,6 +18,7 @@ from masksparse_deploy.learn.batch_norm import Statistics, running_statistics
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer, survey_layers
 from masksparse_deploy.learn.gumbel import GumbelSelector
 from masksparse_deploy.learn.model import state_fingerprint
+from masksparse_deploy.learn.partial import PartialSelector
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.scores import ScoreSelector
 from masksparse_deploy.learn.selector import Selector
@@ -202,7 +203,7 @@ def attach(
     if method not in _SELECTORS:
         raise UsageError(f"method {method!r} does not learn masks; use one of {', '.join(map(repr, _SELECTORS))}")
     _check_network(model)
-    selectors = {layer.weight_name: _SELECTORS[method](model.get_parameter(layer.weight_name), pattern) for layer in layers}
+    selectors = {layer.weight_name: _selector(method, model.get_parameter(layer.weight_name), pattern) for layer in layers}
     return AttachedMasks(model, layers, selectors, method=method, skipped=skipped)
 
 
@@ -214,6 +215,7 @@ def attach_masks(
     method: Method = "scores",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    pad_channels: bool = False,
 ) -> AttachedMasks:
     """Attach masks to a trained classifier, to be learned in a training loop of one's own.
 
@@ -224,6 +226,7 @@ def attach_masks(
         method: "scores", one score per weight; or "gumbel", one logit per admissible row, with random draws in training.
         include: globs over layer names; linear layers are masked only where a glob other than "*" names them.
         exclude: globs over layer names, left dense; wins over `include`.
+        pad_channels: mask layers whose input channels are no multiple of M too; see `survey_layers`.
 
     Raises:
         UsageError: no layer is eligible, a glob matches none, a layer named without wildcards cannot carry a mask, the network
@@ -239,8 +242,13 @@ def attach_masks(
     chosen = NMPattern.parse(pattern)
     with _evaluating(model):
         probe = probe_model(model, tuple(example.shape[1:]))
-        survey = survey_layers(model, probe, pattern=chosen, include=include, exclude=exclude)
+        survey = survey_layers(model, probe, pattern=chosen, include=include, exclude=exclude, pad_channels=pad_channels)
     return attach(model, survey.eligible, chosen, method, skipped=survey.skipped)
+
+
+def _selector(method: Method, weight: torch.Tensor, pattern: NMPattern) -> Selector:
+    kind = _SELECTORS[method]
+    return PartialSelector(kind, weight, pattern) if weight.shape[GROUP_AXIS] % pattern.m else kind(weight, pattern)
 
 
 @contextmanager

@@ -31,6 +31,11 @@ class EligibleLayer:
     mac_count: int
     is_convolution: bool
 
+    def saved_mac_count(self, pattern: NMPattern) -> int:
+        """The multiply-accumulates that a sparse kernel leaves out at most; those with padded channels are not left out."""
+        channels = self.shape[GROUP_AXIS]
+        return self.mac_count // channels * _saved_channels(channels, pattern)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSurvey:
@@ -47,12 +52,20 @@ class LayerSurvey:
 
 
 def survey_layers(
-    model: nn.Module, probe: Probe, *, pattern: NMPattern, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+    model: nn.Module,
+    probe: Probe,
+    *,
+    pattern: NMPattern,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    pad_channels: bool = False,
 ) -> LayerSurvey:
     """Sort the layers into eligible ones and skipped ones with reasons.
 
     A convolution is eligible if it is 2-d, not transposed, has one group and `in_channels % M == 0`. A linear layer also
-    needs `in_features % M == 0`, and a glob in `include` other than "*" that matches it.
+    needs `in_features % M == 0`, and a glob in `include` other than "*" that matches it. With `pad_channels` other counts of
+    channels do as well if the padded layer has fewer weights left to multiply by than the dense one; with fewer than M
+    channels, as images have, only where a glob other than "*" matches: there is little to save and much to lose.
 
     Args:
         model: the network.
@@ -60,6 +73,7 @@ def survey_layers(
         pattern: N:M.
         include: globs over layer names.
         exclude: globs over layer names; wins over `include`.
+        pad_channels: channels of zeros may be added in the ONNX file.
 
     Raises:
         UsageError: a glob matches no layer, a layer named without wildcards is not eligible, or no layer is eligible.
@@ -73,11 +87,15 @@ def survey_layers(
     skipped: list[SkippedLayer] = []
     for name, module in layers.items():
         weight_count, mac_count = module.weight.numel(), probe.mac_counts.get(name, 0)
-        obstacle = _obstacle(name, module, probe, shared, pattern)
+        obstacle = _obstacle(name, module, probe, shared, pattern, pad_channels)
+        paddable = obstacle is not None and _obstacle(name, module, probe, shared, pattern, True) is None
         excluded = next((glob for glob in exclude if fnmatchcase(name, glob)), None)
         if obstacle and name in include and excluded is None:
-            raise UsageError(f"mask.include names {name}, which cannot carry a {pattern} mask: {obstacle}; remove it")
-        reason = obstacle or _choice(name, module, include, excluded)
+            remedy = "remove it, or set mask.pad_channels: true" if paddable else "remove it"
+            raise UsageError(f"mask.include names {name}, which cannot carry a {pattern} mask: {obstacle}; {remedy}")
+        if obstacle and paddable and _input_channels(module) > pattern.m:
+            obstacle += " (set mask.pad_channels to mask it)"
+        reason = obstacle or _choice(name, module, include, excluded, pattern)
         if reason:
             skipped.append(SkippedLayer(name=name, reason=reason, weight_count=weight_count, mac_count=mac_count))
             continue
@@ -103,14 +121,17 @@ def survey_layers(
     )
 
 
-def obstacles(model: nn.Module, probe: Probe, *, pattern: NMPattern) -> dict[str, str]:
+def obstacles(model: nn.Module, probe: Probe, *, pattern: NMPattern, pad_channels: bool = False) -> dict[str, str]:
     """Layer name -> why the layer cannot carry a mask of `pattern`, whatever the user says; the others are missing."""
     shared = _shared_weights(model)
-    found = {name: _obstacle(name, module, probe, shared, pattern) for name, module in weight_layers(model).items()}
+    layers = weight_layers(model).items()
+    found = {name: _obstacle(name, module, probe, shared, pattern, pad_channels) for name, module in layers}
     return {name: reason for name, reason in found.items() if reason is not None}
 
 
-def _obstacle(name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: NMPattern) -> str | None:
+def _obstacle(
+    name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: NMPattern, pad_channels: bool
+) -> str | None:
     """Why the layer cannot carry a mask, whatever the user says."""
     if "weight" not in module._parameters:
         return "its weight is computed (parametrized), not stored"
@@ -122,18 +143,27 @@ def _obstacle(name: str, module: WeightLayer, probe: Probe, shared: Mapping[str,
         return "not a 2-d convolution"
     if isinstance(module, _ConvNd) and module.groups != 1:
         return f"{'depthwise' if module.groups == module.in_channels else 'grouped'} convolution ({module.groups} groups)"
-    count, unit = (
-        (module.in_channels, "input channel") if isinstance(module, _ConvNd) else (module.in_features, "input feature")
-    )
-    if count % pattern.m:
-        return f"{count} {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}"
+    count = _input_channels(module)
+    if count % pattern.m and not (pad_channels and _saved_channels(count, pattern) > 0):
+        unit = "input channel" if isinstance(module, _ConvNd) else "input feature"
+        remark = ", and padding them saves nothing" if pad_channels else ""
+        return f"{count} {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}{remark}"
     if name not in probe.mac_counts:
         return "does not run when an image passes through the network"
     return None
 
 
-def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: str | None) -> str | None:
-    """Why an eligible layer is left dense by the user's choice, or by the default for linear layers."""
+def _input_channels(module: WeightLayer) -> int:
+    return module.in_channels if isinstance(module, _ConvNd) else module.in_features
+
+
+def _saved_channels(count: int, pattern: NMPattern) -> int:
+    """Of `count` input channels, how many a sparse kernel leaves out for each output; it multiplies by N in every group."""
+    return count - pattern.padded_length(count) // pattern.m * pattern.n
+
+
+def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: str | None, pattern: NMPattern) -> str | None:
+    """Why an eligible layer is left dense by the user's choice, or by the default for linear and for narrow layers."""
     if excluded is not None:
         return f"excluded by mask.exclude {excluded!r}"
     matching = [glob for glob in include if fnmatchcase(name, glob)]
@@ -141,6 +171,8 @@ def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: st
         return "not matched by mask.include"
     if isinstance(module, nn.Linear) and set(matching) == {_EVERYTHING}:
         return "a linear layer: name it in mask.include to mask it"
+    if _input_channels(module) < pattern.m and set(matching) == {_EVERYTHING}:
+        return f"fewer than {pattern.m} input channels: name it in mask.include to mask it"
     return None
 
 

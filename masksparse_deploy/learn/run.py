@@ -153,6 +153,7 @@ def _learn(
     )
     masked = tuple(_masked_layer(permuted, layer, outcome.masks[layer.weight_name]) for layer in survey.eligible)
     masked_macs = sum(layer.mac_count for layer in masked)
+    saved_macs = sum(layer.saved_mac_count(pattern) for layer in survey.eligible)
     report = LearnReport(
         method=method,
         pattern=str(pattern),
@@ -166,7 +167,7 @@ def _learn(
         convolutions=Share(masked=sum(layer.is_convolution for layer in survey.eligible), total=survey.convolution_count),
         parameters=Share(masked=sum(layer.weight_count for layer in survey.eligible), total=survey.parameter_count),
         macs=Share(masked=masked_macs, total=survey.mac_count),
-        amdahl_limit=survey.mac_count / (survey.mac_count - masked_macs * (1 - pattern.density)),
+        amdahl_limit=survey.mac_count / (survey.mac_count - saved_macs),
         accuracies=tuple(accuracies),
         history=outcome.history,
         seed=mask_options.seed,

@@ -58,7 +58,7 @@ def select(
     Args:
         model_options: the network.
         data_options: training images for batch-norm statistics; validation images, else test images, for the choice.
-        mask_options: pattern, include, exclude, batch_norm, batch_size, calibration_count, augment and seed.
+        mask_options: pattern, pad_channels, include, exclude, batch_norm, batch_size, calibration_count, augment and seed.
         select_options: budget and targets.
         folder: where the configuration lies.
         out: output folder.
@@ -78,7 +78,14 @@ def select(
     train, judge = read_split(data_options, "train", folder), read_split(data_options, "validation", folder)
     probe = probe_model(model, train.images.shape[1:])
     check_data(model, probe, {"train": train, decided_on: judge}, mask_options)
-    survey = survey_layers(model, probe, pattern=pattern, include=mask_options.include, exclude=mask_options.exclude)
+    survey = survey_layers(
+        model,
+        probe,
+        pattern=pattern,
+        include=mask_options.include,
+        exclude=mask_options.exclude,
+        pad_channels=mask_options.pad_channels,
+    )
     targets = None
     if select_options.targets is not None:
         targets = read_targets(folder / select_options.targets, tuple(weight_layers(model)))
@@ -100,6 +107,7 @@ def select(
     kept = [step for step in steps if step.kept]
     chosen = {step.layer for step in kept}
     masked_macs = sum(layer.mac_count for layer in sensitivities if layer.name in chosen)
+    saved_macs = sum(layer.saved_mac_count for layer in sensitivities if layer.name in chosen)
     selection = LayerSelection(
         source_sha256=state_fingerprint(model),
         pattern=str(pattern),
@@ -115,7 +123,7 @@ def select(
         joint=kept[-1].joint if kept else _dense(meter),
         assignment=_assignment(survey, steps, pattern, points),
         macs=Share(masked=masked_macs, total=survey.mac_count),
-        amdahl_limit=survey.mac_count / (survey.mac_count - masked_macs * (1 - pattern.density)),
+        amdahl_limit=survey.mac_count / (survey.mac_count - saved_macs),
         seed=mask_options.seed,
     )
     selection.write(out / SELECTION)
@@ -213,7 +221,7 @@ def _sensitivity(layer: EligibleLayer, alone: Measured, pattern: NMPattern) -> L
         name=layer.name,
         shape=layer.shape,
         mac_count=layer.mac_count,
-        saved_mac_count=layer.mac_count // pattern.m * (pattern.m - pattern.n),
+        saved_mac_count=layer.saved_mac_count(pattern),
         alone=alone,
     )
 

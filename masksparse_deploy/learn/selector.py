@@ -33,6 +33,8 @@ class Selector(nn.Module, ABC):
     def mask(self) -> torch.Tensor:
         """1.0 for exactly N of every M weights, else 0.0, in the weight's shape, with a gradient to the own parameters.
 
+        A last group that is not full counts as one of its own size, see `NMPattern`.
+
         It may be random in training mode; in evaluation mode it is the same in every call.
         """
 

@@ -119,6 +119,76 @@ def test_a_mask_that_keeps_three_of_four_is_refused() -> None:
         LayerMask(weight_name="w", keep=keep, group_axis=1, pattern=PATTERN)
 
 
+def partial_mask(channels: int, name: str = "w") -> LayerMask:
+    keep = PATTERN.keep_largest(np.random.default_rng(channels).random((5, channels, 3, 3)), group_axis=1)
+    return LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=PATTERN)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5, 6, 7, 9])
+def test_a_mask_with_a_last_group_that_is_not_full(tmp_path: Path, channels: int) -> None:
+    mask = partial_mask(channels)
+    assert mask.is_partial
+    written = MaskSet(layers={"w": mask}, source_sha256="0" * 64, method="magnitude")
+    written.write(tmp_path / "m.safetensors")
+    assert read_mask_set(tmp_path / "m.safetensors").layers["w"].digest == mask.digest
+
+
+@pytest.mark.parametrize("channels", [3, 5, 6])
+def test_a_last_group_that_keeps_one_less_is_refused(channels: int) -> None:
+    keep = partial_mask(channels).keep.copy()
+    keep[2, -1 - int(np.argmax(keep[2, ::-1, 1, 1])), 1, 1] = False
+    with pytest.raises(ArtifactError, match=r"1 of \d+ groups do not keep exactly 2 of 4"):
+        LayerMask(weight_name="w", keep=keep, group_axis=1, pattern=PATTERN)
+
+
+def test_padding_keeps_nothing_of_what_it_adds() -> None:
+    mask = partial_mask(6)
+    padded = mask.padded((8, 8, 3, 3))
+    assert not padded.is_partial
+    assert padded.unpadded_shape == (5, 6, 3, 3)
+    np.testing.assert_array_equal(padded.keep[:5, :6], mask.keep)
+    assert padded.keep.sum() == mask.keep.sum()
+    assert padded.digest != mask.digest
+    assert padded.padded((9, 8, 3, 3)).unpadded_shape == (5, 6, 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(5, 5, 3, 3), (5, 8)])
+def test_padding_takes_nothing_away(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ArtifactError, match=r"\(5, 6, 3, 3\) cannot be padded to"):
+        partial_mask(6).padded(shape)
+
+
+@pytest.mark.parametrize("unpadded", [(5, 5, 3, 3), (5, 12, 3, 3), (5, 8)])
+def test_a_padded_mask_that_keeps_added_channels_is_refused(unpadded: tuple[int, ...]) -> None:
+    padded = partial_mask(6).padded((5, 8, 3, 3))
+    with pytest.raises(ArtifactError, match=r"keeps weights outside the unpadded shape|do not keep exactly"):
+        dataclasses.replace(padded, unpadded_shape=unpadded)
+
+
+def test_a_mask_without_the_shape_before_padding_is_refused() -> None:
+    padded = partial_mask(5).padded((5, 8, 3, 3))
+    with pytest.raises(ArtifactError, match="45 of 90 groups do not keep exactly 2 of 4"):
+        dataclasses.replace(padded, unpadded_shape=None)
+
+
+def test_a_padded_set_goes_by_the_digest_of_the_learned_one() -> None:
+    learned = mask_set()
+    assert learned.padded(dict(learned.layers)) is learned
+    layers = {**learned.layers, "a.weight": learned.layers["a.weight"].padded((8, 8, 3, 3))}
+    padded = learned.padded(layers)
+    assert padded.digest == learned.digest
+    assert padded.layers["a.weight"].digest != learned.layers["a.weight"].digest
+    with pytest.raises(AssertionError, match="the learned one is what is kept"):
+        padded.to_bytes()
+
+
+def test_digests_of_plain_masks_stay_what_they_were() -> None:
+    # Recorded before masks could have a last group that is not full.
+    keep = np.tile(np.array([True, False, False, True]), (2, 2))
+    mask = LayerMask(weight_name="w", keep=keep, group_axis=1, pattern=PATTERN)
+    assert mask.digest == "6fb20586d1e378a1e4d08e655e0f8236e20363b4ac4d9be227a50e17b4a50cfb"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_a_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
     path = tmp_path / "m.safetensors"

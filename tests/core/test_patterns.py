@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.groups import count_kept, members_of
+from masksparse_deploy.core.groups import count_kept, filled, members_of
 from masksparse_deploy.core.patterns import NMPattern
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -127,6 +127,41 @@ def test_bad_patterns_say_what_is_right(text: str, word: str) -> None:
         NMPattern.parse(text)
 
 
-def test_channels_that_do_not_divide_are_refused() -> None:
+def test_a_view_of_groups_that_are_not_full_is_refused() -> None:
     with pytest.raises(UsageError, match="6 elements: not a multiple of 4"):
-        TWO_FOUR.keep_largest(np.ones((2, 6, 3, 3)), group_axis=1)
+        members_of(np.ones((2, 6, 3, 3)), axis=1, size=4)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((2, 0, 3), 1), ((2, 6), 2), ((2, 6), -1)])
+def test_an_axis_without_groups_is_refused(shape: tuple[int, ...], axis: int) -> None:
+    with pytest.raises(UsageError, match=f"axis {axis}"):
+        TWO_FOUR.keep_largest(np.ones(shape), group_axis=axis)
+
+
+@settings(deadline=None, max_examples=200)
+@given(patterns(), st.data())
+def test_a_last_group_that_is_not_full_is_a_group_of_its_own_size(pattern: NMPattern, data: st.DataObject) -> None:
+    axis = data.draw(st.integers(0, 3))
+    shape = [2, 1, 3, 2]
+    shape[axis] = data.draw(st.integers(1, 3 * pattern.m))
+    scores = data.draw(npst.arrays(np.float32, shape, elements=AWKWARD.map(np.float32), fill=st.nothing()))
+    keep = pattern.keep_largest(scores, group_axis=axis)
+    assert keep.shape == scores.shape
+    assert keep.flags.c_contiguous
+    rest = shape[axis] % pattern.m
+    full, last = np.split(scores, [shape[axis] - rest], axis)
+    expected = [sorted_keep(pattern, full, axis)] if full.size else []
+    if rest:
+        expected.append(sorted_keep(NMPattern(n=min(pattern.n, rest), m=rest), last, axis))
+    np.testing.assert_array_equal(keep, np.concatenate(expected, axis))
+    counts = np.moveaxis(count_kept(keep, axis=axis, size=pattern.m), axis, -1)
+    assert (counts == pattern.kept_per_group(shape[axis])).all()
+    # With zeros in what is missing, which nothing keeps, hardware sees at most N of M.
+    padded = filled(keep, axis=axis, size=pattern.m, fill=False)
+    assert padded.shape[axis] == pattern.padded_length(shape[axis])
+    assert pattern.count_violations(padded, group_axis=axis) == 0
+
+
+@pytest.mark.parametrize(("channels", "kept"), [(1, [1]), (3, [2]), (4, [2]), (5, [2, 1]), (6, [2, 2]), (11, [2, 2, 2])])
+def test_a_last_group_keeps_what_the_hardware_multiplies_by(channels: int, kept: list[int]) -> None:
+    assert TWO_FOUR.kept_per_group(channels).tolist() == kept

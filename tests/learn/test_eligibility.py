@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import pytest
@@ -15,9 +16,11 @@ PATTERN = NMPattern(n=2, m=4)
 SHAPE = (3, 8, 8)
 
 
-def survey(model: nn.Module, pattern: NMPattern = PATTERN, **choice: tuple[str, ...]) -> LayerSurvey:
+def survey(
+    model: nn.Module, pattern: NMPattern = PATTERN, *, pad_channels: bool = False, **choice: tuple[str, ...]
+) -> LayerSurvey:
     model.eval()
-    return survey_layers(model, probe_model(model, SHAPE), pattern=pattern, **choice)
+    return survey_layers(model, probe_model(model, SHAPE), pattern=pattern, pad_channels=pad_channels, **choice)
 
 
 def names(found: LayerSurvey) -> list[str]:
@@ -111,6 +114,52 @@ def test_a_choice_that_cannot_be_followed_is_refused(choice: dict[str, tuple[str
 def test_channels_are_measured_against_the_pattern() -> None:
     found = survey(tiny_cnn(), pattern=NMPattern(n=4, m=16))
     assert names(found) == ["block.conv2"]
+
+
+def conv_net(*widths: int) -> nn.Sequential:
+    """3x3 convolutions of the given widths after one another, and a classifier."""
+    convolutions = [nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(widths)]
+    return nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10))
+
+
+def test_layers_that_padding_makes_eligible() -> None:
+    model = conv_net(3, 6, 8, 2, 5, 4)
+    plain = survey(model)
+    assert names(plain) == ["2"]
+    reasons = {layer.name: layer.reason for layer in plain.skipped}
+    assert reasons["0"] == "3 input channels, not a multiple of 4"
+    assert reasons["1"] == "6 input channels, not a multiple of 4 (set mask.pad_channels to mask it)"
+    assert reasons["3"] == "2 input channels, not a multiple of 4"
+    padded = survey(model, pad_channels=True)
+    assert names(padded) == ["1", "2", "4"]
+    reasons = {layer.name: layer.reason for layer in padded.skipped}
+    assert reasons["0"] == "fewer than 4 input channels: name it in mask.include to mask it"
+    assert reasons["3"] == "2 input channels, not a multiple of 4, and padding them saves nothing"
+
+
+@pytest.mark.parametrize("include", [("0",), ("*", "0*")])
+def test_fewer_channels_than_a_group_are_masked_where_they_are_named(include: tuple[str, ...]) -> None:
+    assert "0" in names(survey(conv_net(3, 6, 8), include=include, pad_channels=True))
+    with pytest.raises(UsageError, match=r"set mask\.pad_channels: true"):
+        survey(conv_net(3, 6, 8), include=("0",))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "channels", "saved"),
+    [("2:4", 6, 2), ("2:4", 5, 1), ("2:4", 8, 4), ("1:4", 5, 3), ("3:4", 7, 1), ("4:8", 10, 2)],
+)
+def test_zeros_that_fill_a_group_are_multiplied_by(pattern: str, channels: int, saved: int) -> None:
+    model = conv_net(4, channels, 8)
+    found = survey_layers(
+        model.eval(), probe_model(model, (4, 8, 8)), pattern=NMPattern.parse(pattern), include=("1",), pad_channels=True
+    )
+    # At each of 8 x 8 positions, for each of 8 output channels and 9 taps.
+    assert found.eligible[0].saved_mac_count(NMPattern.parse(pattern)) == 64 * 8 * 9 * saved
+
+
+def test_padding_that_saves_nothing_is_refused() -> None:
+    with pytest.raises(UsageError, match="5 input channels, not a multiple of 4, and padding them saves nothing; remove it"):
+        survey(conv_net(3, 5, 8), NMPattern(n=3, m=4), include=("1",), pad_channels=True)
 
 
 def test_a_network_without_layers_is_refused() -> None:

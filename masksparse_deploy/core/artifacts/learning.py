@@ -70,7 +70,7 @@ class LearnReport(Document):
     `decided_on` names the images that choices were made on; made on the test images, accuracies on these are optimistic.
     `recipe` has the steps of method "auto" in their order, "dense" first; empty otherwise. `permutation_count` is the number of
     tensor axes in a new order.
-    `amdahl_limit` is the speedup of the whole network if every masked layer ran 1/density times as fast.
+    `amdahl_limit` is the speedup of the whole network if every masked layer left out all that its pattern lets it leave out.
     """
 
     kind: ClassVar[str] = "learn report"

@@ -52,14 +52,15 @@ def find_permutations(
     arrangement = arrange_channels(model, image_shape)
     axes = {axis.name: axis for axis in arrangement.axes if axis.axis == GROUP_AXIS}
     consumers = [
-        Consumer(axis=axes[layer.weight_name], magnitude=_magnitude(model.get_parameter(layer.weight_name)))
+        Consumer(axis=axes[layer.weight_name], magnitude=_magnitude(model.get_parameter(layer.weight_name), pattern))
         for layer in layers
         if layer.weight_name in axes
     ]
     return orders(arrangement, search_orders(arrangement, consumers, pattern, seed=seed, progress=progress))
 
 
-def _magnitude(weight: torch.Tensor) -> torch.Tensor:
-    """|weight| as float32 (in_channels, everything else), scaled to the sum 1 unless all is zero."""
+def _magnitude(weight: torch.Tensor, pattern: NMPattern) -> torch.Tensor:
+    """|weight| as float32 (in_channels up to a multiple of M, everything else), scaled to the sum 1 unless all is zero."""
     magnitude = weight.detach().abs().double().movedim(GROUP_AXIS, 0).flatten(1)
+    magnitude = nn.functional.pad(magnitude, (0, 0, 0, pattern.padded_length(len(magnitude)) - len(magnitude)))
     return (magnitude / magnitude.sum().clamp(min=torch.finfo(torch.float64).tiny)).float()

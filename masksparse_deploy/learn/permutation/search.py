@@ -34,7 +34,8 @@ class Consumer:
 
     Attributes:
         axis: the input channels of its weight.
-        magnitude: float32 (in_channels, out_channels * kernel_h * kernel_w), |weight|, scaled so that the sum is 1.
+        magnitude: float32 (in_channels, out_channels * kernel_h * kernel_w), |weight|, scaled so that the sum is 1; with
+            rows of zeros up to a multiple of M, which stay at the end.
     """
 
     axis: ParameterAxis
@@ -43,7 +44,8 @@ class Consumer:
 
 def kept_share(consumer: Consumer, pattern: NMPattern, sources: Integers) -> float:
     """The share of the layer's magnitude that its N largest weights of every group hold, in a given order of channels."""
-    arranged = consumer.magnitude[torch.from_numpy(new_positions(consumer.axis, sources))]
+    missing = np.arange(consumer.axis.channels.size, len(consumer.magnitude))
+    arranged = consumer.magnitude[torch.from_numpy(np.concatenate([new_positions(consumer.axis, sources), missing]))]
     groups = arranged.reshape(-1, pattern.m, arranged.shape[1]).double()
     return float(sum(row.sum() for row in _largest(groups, pattern.n)))
 
