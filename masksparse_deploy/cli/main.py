@@ -26,6 +26,7 @@ VERBS = {
     "import": "Take over a model that another tool made sparse.",
     "bake": "Write the zeros into an ONNX file that says what is sparse.",
     "lint": "What is sparse in any ONNX file, what could be, and why not.",
+    "preflight": "Let NVIDIA's parser read an ONNX file, without a GPU.",
     "build": "Build an engine from an ONNX file.",
     "profile": "Time the sparse engine against its dense twin.",
     "certify": "Prove how far masking can move the outputs.",

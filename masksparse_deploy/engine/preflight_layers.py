@@ -1,0 +1,141 @@
+"""Holds the weights that NVIDIA's parser shows against the file's claims and against the file as read without the parser."""
+
+from collections import defaultdict, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.core.artifacts.preflight import PreflightLayer
+from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.engine.preflight_parser import ParsedLayer, ParsedNetwork
+from masksparse_deploy.graph.annotations import PATTERN
+from masksparse_deploy.graph.model import Graph, WeightedLayer
+from masksparse_deploy.graph.reader import weighted_layers
+
+__all__ = ["judge_layers"]
+
+Array = npt.NDArray[Any]
+
+_HARDWARE_PATTERN = NMPattern(n=2, m=4)
+_KINDS = {"Conv": "convolution", "ConvTranspose": "deconvolution", "Gemm": "matrix product", "MatMul": "matrix product"}
+# Behind a Cast or DequantizeLinear the one side may round to the type of the scale where the other keeps float32; BF16 is the
+# coarsest such type, with 8 bits: two roundings are apart by at most 2 * 2^-8.
+_CONVERTED_TOLERANCE = 2.0**-7
+
+
+def judge_layers(graph: Graph, seen: ParsedNetwork, folder: Path) -> tuple[PreflightLayer, ...]:
+    """Pair the parser's layers with the file's by node, and judge each.
+
+    Args:
+        graph: the file as read without the parser.
+        seen: the parser's answer.
+        folder: where the weights lie that it names.
+
+    Returns:
+        The file's layers with weights in their order, then layers with weights that only the parser sees.
+    """
+    by_node: dict[str, deque[ParsedLayer]] = defaultdict(deque)
+    for parsed in seen.layers:
+        by_node[parsed.node].append(parsed)
+    judged = []
+    for layer in weighted_layers(graph):
+        # the parser names a node without a name after its output
+        names = (layer.node.name, f"node_of_{layer.node.outputs[0]}")
+        waiting = next((by_node[name] for name in names if by_node[name]), None)
+        judged.append(_judge(layer, waiting.popleft(), folder) if waiting else _unseen(layer, seen.parsed))
+    rest = [parsed for waiting in by_node.values() for parsed in waiting if parsed.values]
+    return (*judged, *(_judge_unread(parsed, folder) for parsed in rest))
+
+
+def _judge(layer: WeightedLayer, parsed: ParsedLayer, folder: Path) -> PreflightLayer:
+    claim = layer.node.metadata.get(PATTERN)
+    if not parsed.values:
+        return _row(layer.node.name, parsed, claim, agrees=False, detail=f"the parser shows no weight: {parsed.why}")
+    values = np.load(folder / parsed.values, allow_pickle=False)
+    difference = _difference(layer.weight, values, converted=bool(parsed.route))
+    return _row(layer.node.name, parsed, claim, agrees=not difference, detail=difference, values=values)
+
+
+def _judge_unread(parsed: ParsedLayer, folder: Path) -> PreflightLayer:
+    values = np.load(folder / parsed.values, allow_pickle=False)
+    detail = "only the parser sees this weight; the file's own claims do not reach it"
+    return _row(parsed.node, parsed, None, agrees=None, detail=detail, values=values)
+
+
+def _unseen(layer: WeightedLayer, everything_parsed: bool) -> PreflightLayer:
+    """A layer of the file that the parser has none for, which is the parser's right only if it stopped."""
+    detail = "the parser has no layer for this node" if everything_parsed else "the parser stopped before this node"
+    return PreflightLayer(
+        node=layer.node.name,
+        kind=_KINDS.get(layer.node.op, layer.node.op),
+        shape=(),
+        dtype="",
+        pattern=layer.node.metadata.get(PATTERN, str(_HARDWARE_PATTERN)),
+        claimed=PATTERN in layer.node.metadata,
+        group_count=0,
+        violation_count=0,
+        conforming=None,
+        agrees=False if everything_parsed else None,
+        detail=detail,
+    )
+
+
+def _row(
+    node: str, parsed: ParsedLayer, claim: str | None, *, agrees: bool | None, detail: str, values: Array | None = None
+) -> PreflightLayer:
+    pattern, remark = _claimed_pattern(claim)
+    group_count, violation_count, conforming = 0, 0, None
+    if values is not None and not remark:
+        group_count, violation_count, remark = _count(values, parsed.group_axis, pattern)
+        conforming = not violation_count and not remark
+    return PreflightLayer(
+        node=node,
+        kind=parsed.kind,
+        shape=() if values is None else values.shape,
+        dtype=parsed.dtype,
+        pattern=str(pattern),
+        claimed=claim is not None,
+        group_count=group_count,
+        violation_count=violation_count,
+        conforming=conforming,
+        agrees=agrees,
+        detail="; ".join(text for text in (remark, detail) if text),
+    )
+
+
+def _claimed_pattern(claim: str | None) -> tuple[NMPattern, str]:
+    """What the weight is held against, and what is wrong with the claim where it says nothing."""
+    if claim is None:
+        return _HARDWARE_PATTERN, ""
+    try:
+        return NMPattern.parse(claim), ""
+    except UsageError as error:
+        return _HARDWARE_PATTERN, f"the annotation cannot be read: {error}"
+
+
+def _count(values: Array, group_axis: int, pattern: NMPattern) -> tuple[int, int, str]:
+    """Groups along the input channels, those that keep too many weights, and why there are none to count."""
+    channels = values.shape[group_axis]
+    if channels % pattern.m or channels == 0:
+        return 0, 0, f"{channels} input channel{'' if channels == 1 else 's'}: not a multiple of {pattern.m}"
+    return values.size // pattern.m, pattern.count_violations(values != 0, group_axis=group_axis), ""
+
+
+def _difference(expected: Array, found: Array, *, converted: bool) -> str:
+    """How the parser's weight differs from the file's; empty if it doesn't."""
+    # one-dimensional convolutions and batches of products get axes of length 1
+    lengths = tuple(tuple(length for length in array.shape if length != 1) for array in (expected, found))
+    if lengths[0] != lengths[1]:
+        return f"the parser's weight has shape {found.shape}, the file's {expected.shape}"
+    ours, theirs = (array.reshape(-1).astype(np.float64) for array in (expected, found))
+    if not converted:
+        # the parser computes float64 files in float32
+        ours = ours.astype(np.float32) if expected.dtype == np.float64 else ours
+        different = ~((ours == theirs) | (np.isnan(ours) & np.isnan(theirs)))
+    else:
+        different = (np.abs(ours - theirs) > _CONVERTED_TOLERANCE * np.abs(ours)) | ((ours == 0) != (theirs == 0))
+    count = int(different.sum())
+    return f"{count:,} of {ours.size:,} weights are not the file's" if count else ""
