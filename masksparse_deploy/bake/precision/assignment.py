@@ -1,7 +1,8 @@
-"""Which FP32 tensors of a graph can be 16-bit floats: what the types of its operators, as the ONNX specification has them, allow.
+"""Which FP32 tensors of a graph can be 16-bit floats: as many as the ONNX specification of its operators allows.
 
 The decision is one for each type parameter of an operator (the T of "Conv: T x T -> T"): 16 bits where its constraint has
-them. Where it has not, as for the scales of Resize, the tensor stays FP32. Operators of other domains are unknown: they keep FP32.
+them. Where it has not, as for the scales of Resize, the tensor stays FP32. Of operators of other domains nothing is known:
+they keep FP32.
 """
 
 from collections.abc import Iterator, Mapping
@@ -107,7 +108,7 @@ class _Assigner:
         return bool(readers) and all(readers)
 
     def _keep_parameters_exact(self, low_bodies: frozenset[ir.Graph]) -> None:
-        """What is computed from constants alone for readers that take FP32, like the scales of a Resize, stays FP32 throughout."""
+        """What is computed from constants alone for readers that take FP32, as scales of a Resize may be, stays FP32."""
         fixed: set[ir.Value] = set()
         for graph, _ in self._graphs:
             fixed.update(graph.initializers.values())
@@ -151,18 +152,18 @@ class _Assigner:
             for value in values:
                 if value.type is None and any(_schema(use.node, self._opset) for use in value.uses()):
                     raise UsageError(
-                        f"tensor {value.name} has no type in the file, and ONNX cannot infer it; declare the outputs of operators "
-                        "of other domains in value_info"
+                        f"tensor {value.name} has no type in the file, and ONNX cannot infer it; declare the outputs of "
+                        "operators of other domains in value_info"
                     )
                 if value.dtype == ir.DataType.DOUBLE:
                     raise UsageError(
-                        f"bake.precision: tensor {value.name} is FP64, which no sparse kernel computes in; export the network in "
-                        "FP32 (model.float()) first"
+                        f"bake.precision: tensor {value.name} is FP64, which no sparse kernel computes in; export the network "
+                        "in FP32 (model.float()) first"
                     )
                 if value.dtype == ir.DataType.FLOAT and not isinstance(value.type, ir.TensorType):
                     raise UsageError(
-                        f"bake.precision: {value.name} is a sequence, an optional or a sparse tensor of floats, which cannot be "
-                        f"converted to {self._target.title}; export the network without it"
+                        f"bake.precision: {value.name} is a sequence, an optional or a sparse tensor of floats, which cannot "
+                        f"be converted to {self._target.title}; export the network without it"
                     )
 
 

@@ -76,7 +76,7 @@ def _lower(value: ir.Value, target: FloatFormat, opset: int) -> None:
 
 
 def _lower_constant(node: ir.Node, target: FloatFormat) -> None:
-    """A Constant's number, list or tensor, and what a ConstantOfShape fills with (0.0 if it does not say), as a 16-bit tensor."""
+    """What a Constant holds or a ConstantOfShape fills with (0.0 if it does not say), as a 16-bit tensor."""
     tensor: ir.TensorProtocol = ir.tensor([0.0], dtype=ir.DataType.FLOAT)
     for name, attribute in list(node.attributes.items()):
         if attribute.type == ir.AttributeType.TENSOR:
@@ -89,7 +89,7 @@ def _lower_constant(node: ir.Node, target: FloatFormat) -> None:
     node.attributes["value"] = ir.AttrTensor("value", _lowered(tensor, target))
 
 
-def _lowered(tensor: ir.TensorProtocol, target: FloatFormat) -> ir.Tensor:
+def _lowered(tensor: ir.TensorProtocol, target: FloatFormat) -> ir.TensorProtocol:
     return ir.Tensor(
         target.cast(tensor.numpy()), name=tensor.name, doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props)
     )
@@ -127,12 +127,11 @@ class _Casts:
                 graph.outputs[index] = cast.outputs[0]
             if any(graph is self._graph for graph, _ in outputs):
                 _swap_names(value, cast.outputs[0])
-            producer = value.producer()
-            graph, head = (value.graph, heads.get(value.graph)) if producer is None else (producer.graph, None)
-            assert isinstance(graph, ir.Graph)
+            producer, graph = value.producer(), value.graph
+            assert graph is not None, "functions are inlined"
             if producer is not None:
                 graph.insert_after(producer, cast)
-            elif head is not None:
+            elif (head := heads[graph]) is not None:
                 graph.insert_before(head, cast)
             else:
                 graph.append(cast)

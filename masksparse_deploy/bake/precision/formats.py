@@ -45,7 +45,8 @@ class FloatFormat:
         FP32's largest finite number and its negative do not count: files write them for "no limit", which infinity is too.
         """
         magnitude = np.abs(array)
-        return (magnitude >= np.float32(self.infinite_from)) & (magnitude < np.finfo(np.float32).max)
+        where: npt.NDArray[np.bool_] = (magnitude >= np.float32(self.infinite_from)) & (magnitude < np.finfo(np.float32).max)
+        return where
 
     def flushes(self, array: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Where a value that is not zero becomes zero."""

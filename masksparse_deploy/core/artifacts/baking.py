@@ -35,14 +35,15 @@ class BakedLayer(Record):
 class LayerRange(Record):
     """What one layer's numbers lose in a lower precision than FP32.
 
-    `weight_overflow_count` weights are beyond the precision's largest finite number; `weight_flushed_count` weights that are
-    not zero become zero. The same of the layer's outputs on the calibration images, as FP32 computes them: the largest
+    `weight_overflow_count` weights are beyond the precision's largest finite number; `weight_flushed_count` of the
+    `weight_nonzero_count` weights that are not zero become zero. The same of the layer's outputs on the calibration images, as FP32 computes them: the largest
     magnitude, how many lie beyond, and the share of nonzero ones that become zero; None where they were not measured.
     """
 
     node: str
     weight: str
     weight_largest: float
+    weight_nonzero_count: int
     weight_overflow_count: int
     weight_flushed_count: int
     output_largest: float | None
