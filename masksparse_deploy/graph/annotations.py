@@ -3,6 +3,8 @@
 __all__ = [
     "DENSE_REASON",
     "DENSITY",
+    "FLOAT_OUTPUT_REASON",
+    "FLOAT_REASON",
     "GROUP_AXIS",
     "MASK_SET_SHA256",
     "MASK_SHA256",
@@ -38,3 +40,7 @@ DENSITY = PREFIX + "density"
 
 # metadata_props of the node and the weight of a layer left dense
 DENSE_REASON = PREFIX + "dense_reason"
+
+# metadata_props of a node of an INT8 file: why it multiplies in float, why its output is not INT8
+FLOAT_REASON = PREFIX + "float_reason"
+FLOAT_OUTPUT_REASON = PREFIX + "float_output_reason"
