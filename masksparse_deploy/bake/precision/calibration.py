@@ -11,12 +11,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.core.progress import Progress, silent
 
-__all__ = ["CalibrationMethod", "activation_limits", "image_batches"]
+__all__ = ["CalibrationMethod", "activation_limits", "image_batches", "inline_functions"]
 
 CalibrationMethod = Literal["minmax", "entropy", "percentile"]
 Array = npt.NDArray[np.float32]
@@ -84,6 +86,15 @@ def activation_limits(
             ) from error
     progress("calibration", len(batches), len(batches))
     return {tensor: _limit(tensor, found) for tensor in sorted(tensors)}
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its local functions put in where they are called, or the model itself if it has none."""
+    if not model.functions:
+        return model
+    inlined = ir.from_proto(model)
+    InlinePass()(inlined)
+    return ir.to_proto(inlined)
 
 
 def image_batches(model: onnx.ModelProto, images: Array) -> tuple[str, tuple[Array, ...]]:

@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
-from masksparse_deploy.bake.precision.calibration import CalibrationMethod, activation_limits
+from masksparse_deploy.bake.precision.calibration import CalibrationMethod, activation_limits, inline_functions
 from masksparse_deploy.bake.precision.placement import Placement, constant_of, output_channel_axis, place_quantizers
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.progress import Progress, silent
@@ -54,15 +53,12 @@ def quantize(
         UsageError: the model is quantized already, its opset is too old, `exclude` names no operator of it, a weight is not
             finite, or the images do not fit it.
     """
+    model = inline_functions(model)
     graph = ir.from_proto(model)
-    if graph.functions:
-        InlinePass()(graph)
     _require_plain(graph, exclude)
     placement = place_quantizers(graph, exclude=exclude)
     sources = {source.name or "" for source in placement.tensors.values()}
-    # Functions are inlined in a model of its own, so that names of tensors are the same here and there
-    inlined = ir.to_proto(graph) if model.functions else model
-    limits = activation_limits(inlined, sources, images, method=method, progress=progress) if sources else {}
+    limits = activation_limits(model, sources, images, method=method, progress=progress) if sources else {}
     InsertQuantizers(placement, limits)(graph)
     return ir.to_proto(graph)
 
