@@ -52,6 +52,7 @@ def _masked(tensor: ir.TensorProtocol, mask: LayerMask) -> ir.LazyTensor:
         dense = tensor.numpy()
         # A negative weight times False would be -0.0: choose instead of multiplying.
         sparse = np.where(mask.keep, dense, np.zeros((), dtype=dense.dtype))
+        del dense
         _release(tensor)
         return ir.Tensor(sparse, dtype=tensor.dtype, shape=ir.Shape(sparse.shape), name=tensor.name)
 
@@ -73,6 +74,6 @@ def _dropped_bytes(tensor: ir.TensorProtocol, mask: LayerMask) -> npt.NDArray[An
 
 
 def _release(tensor: ir.TensorProtocol) -> None:
-    """Let go of a mapped file, whose pages would count as memory until the end."""
+    """Let go of a mapped file, whose pages would count as memory until the end; no array of it may be alive."""
     if isinstance(tensor, ir.ExternalTensor):
         tensor.release()

@@ -4,12 +4,13 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx
 import onnx.checker
 
 from masksparse_deploy.bake.lower_opset import EXPORTED_OPSET, LOWERED_OPSET, lower_opset
+from masksparse_deploy.bake.strip import strip_all_notes
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.optional import require
 
@@ -73,7 +74,7 @@ def export_onnx(model: "nn.Module", example_shape: tuple[int, int, int], *, opse
             module.training = training
     proto: onnx.ModelProto = program.model_proto
     _require_expected(proto, exported_opset)
-    _strip(proto)
+    strip_all_notes(proto)
     if opset == LOWERED_OPSET:
         lower_opset(proto)
     onnx.checker.check_model(proto)
@@ -113,38 +114,3 @@ def _require_expected(proto: onnx.ModelProto, opset: int) -> None:
         raise UsageError(
             f"the network has {len(proto.graph.output)} outputs ({names}); wrap it so that it returns the logits only"
         )
-
-
-def _strip(proto: onnx.ModelProto) -> None:
-    """Remove notes and documentation strings everywhere, and the build tag from the version of torch."""
-    proto.producer_version = proto.producer_version.partition("+")[0]
-    _clear(proto)
-    _clear(proto.graph)
-    for function in proto.functions:
-        _clear(function)
-        _strip_nodes(function.node)
-        for value in function.value_info:
-            _clear(value)
-    _strip_graph(proto.graph)
-
-
-def _strip_graph(graph: onnx.GraphProto) -> None:
-    for part in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
-        _clear(part)
-    _strip_nodes(graph.node)
-
-
-def _strip_nodes(nodes: Any) -> None:
-    for node in nodes:
-        _clear(node)
-        for attribute in node.attribute:
-            attribute.ClearField("doc_string")
-            for body in (attribute.g, *attribute.graphs):
-                if body.node:
-                    _clear(body)
-                    _strip_graph(body)
-
-
-def _clear(part: Any) -> None:
-    del part.metadata_props[:]
-    part.ClearField("doc_string")

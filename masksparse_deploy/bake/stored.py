@@ -1,12 +1,34 @@
 """Constants as a model stores them: initializers, and the tensors of Constant nodes."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-__all__ = ["fixed_array", "replace_stored", "stored_tensor"]
+__all__ = ["all_nodes", "fixed_array", "replace_stored", "stored_tensor", "stored_values"]
+
+
+def all_nodes(model: ir.Model) -> Iterator[ir.Node]:
+    """The nodes of the main graph, then those of its bodies, then those of functions."""
+    main = list(model.graph)
+    yield from main
+    listed = set(main)
+    yield from (node for node in model.graph.all_nodes() if node not in listed)
+    for function in model.functions.values():
+        yield from function.all_nodes()
+
+
+def stored_values(model: ir.Model) -> Iterator[ir.Value]:
+    """All constants that are stored as tensors: initializers of all graphs, and outputs of Constant nodes."""
+    for graph in model.graphs():
+        yield from (value for value in graph.initializers.values() if value.const_value is not None)
+    for node in all_nodes(model):
+        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and "value" in node.attributes:
+            attribute = node.attributes["value"]
+            if not attribute.is_ref():  # the value of a function's attribute is stored where the function is called
+                yield node.outputs[0]
 
 
 def stored_tensor(value: ir.Value) -> ir.TensorProtocol:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from masksparse_deploy.bake.rearrange import Rearrangement, rearranged_by
-from masksparse_deploy.bake.stored import stored_tensor
+from masksparse_deploy.bake.stored import all_nodes, stored_tensor, stored_values
 from masksparse_deploy.core.errors import ArtifactError
 
 __all__ = ["GraphMismatchError", "Trace", "TracedWeight", "trace", "trace_weights"]
@@ -90,34 +90,14 @@ def trace(model: ir.Model) -> Trace:
     """Follow every stored constant of the model, its bodies and its functions to what reads it."""
     weights: list[TracedWeight] = []
     others: dict[ir.Value, tuple[str, ...]] = {}
-    for constant in _stored_constants(model):
+    for constant in stored_values(model):
         found = list(_followed(constant, constant, (), model))
         multiplied = [item for item in found if isinstance(item, TracedWeight)]
         if multiplied:
             weights += multiplied
             others[constant] = tuple(sorted({item for item in found if isinstance(item, str)}))
-    order = {node: index for index, node in enumerate(_all_nodes(model))}
+    order = {node: index for index, node in enumerate(all_nodes(model))}
     return Trace(weights=tuple(sorted(weights, key=lambda weight: order[weight.node])), other_readers=others)
-
-
-def _all_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """The nodes of the main graph, then those of its bodies, then those of functions."""
-    main = list(model.graph)
-    yield from main
-    listed = set(main)
-    yield from (node for node in model.graph.all_nodes() if node not in listed)
-    for function in model.functions.values():
-        yield from function.all_nodes()
-
-
-def _stored_constants(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
-        yield from (value for value in graph.initializers.values() if value.const_value is not None)
-    for node in _all_nodes(model):
-        if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and "value" in node.attributes:
-            attribute = node.attributes["value"]
-            if not attribute.is_ref():  # the value of a function's attribute is not stored here
-                yield node.outputs[0]
 
 
 def _followed(
