@@ -146,8 +146,10 @@ def _along(values: Array, rank: int, axis: int) -> Array:
 
 
 def _quantized(values: Array, scale: Array, zero_point: Array) -> Array:
-    return np.clip(np.rint(values / scale) + zero_point, -128, 127).astype(np.float32)
+    steps: Array = np.rint(values / scale) + zero_point
+    return np.clip(steps, -128, 127).astype(np.float32)
 
 
 def _dequantized(values: Array, scale: Array, zero_point: Array) -> Array:
-    return (values.astype(np.float32) - zero_point.astype(np.float32)) * scale.astype(np.float32)
+    shifted: Array = values.astype(np.float32) - zero_point.astype(np.float32)
+    return shifted * scale.astype(np.float32)
