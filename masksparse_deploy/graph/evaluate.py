@@ -1,6 +1,9 @@
 """A float64 reference evaluation of ONNX graphs of CNN classifiers, written with NumPy alone.
 
-It shares no code with any runtime, so that an engine's outputs can be held against it.
+It shares no code with any runtime, so that an engine's outputs can be held against it. Nothing is rounded to the precision of
+the file: FP16 and BF16 weights are taken as they are stored and computed with exactly, a Cast between float formats changes
+nothing, and DequantizeLinear gives the product of integer and scale. What is rounded is what the file defines as integers: a
+Cast to them, and QuantizeLinear.
 """
 
 from collections import Counter
@@ -38,11 +41,11 @@ class Evaluation:
 
     def __init__(self, graph: Graph, images: Array, *, dtype: npt.DTypeLike = np.float64, keep: Sequence[str] = ()) -> None:
         self._graph = graph
+        self._dtype = dtype
         self._readers = Counter(name for node in graph.nodes for name in node.inputs)
         self._keep = {*keep, *graph.constants}
         self.values: dict[str, Array] = {
-            name: array.astype(dtype) if np.issubdtype(array.dtype, np.floating) else array
-            for name, array in graph.constants.items()
+            name: array.astype(dtype) if _is_floating(array) else array for name, array in graph.constants.items()
         }
         (name,) = graph.inputs
         self.values[name] = images.astype(dtype)
@@ -50,6 +53,8 @@ class Evaluation:
     def step(self, node: Node) -> Array:
         """Compute `node`, the next one in graph order, and drop what no later node needs; returns its first output."""
         result = apply_node(node, [self.values[name] if name else None for name in node.inputs], batch=self._batch)
+        if _is_floating(result):  # what a Cast or a DequantizeLinear makes of integers is float64
+            result = result.astype(self._dtype, copy=False)
         self.values[node.outputs[0]] = result
         for name in node.inputs:
             self._readers[name] -= 1
@@ -128,6 +133,11 @@ def absolute_layer(layer: WeightedLayer, x: Array) -> Array:
     bias = None if layer.bias is None else np.abs(layer.bias.astype(np.float64))
     inputs = [np.abs(x.astype(np.float64)), np.abs(layer.weight.astype(np.float64)), bias]
     return apply_node(layer.node, inputs, batch=None, absolute=True)
+
+
+def _is_floating(array: Array) -> bool:
+    """Also for the formats that NumPy does not know itself: bfloat16 and the 8-bit ones."""
+    return array.dtype.name.startswith(("float", "bfloat"))
 
 
 def _require_evaluable(graph: Graph) -> None:

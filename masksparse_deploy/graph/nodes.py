@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph import operators
+from masksparse_deploy.graph.conversions import CONVERSIONS, conversion_obstacle
 from masksparse_deploy.graph.model import Graph, Node
 
 __all__ = ["apply_node", "axes_of", "conv_geometry", "obstacle", "pad_widths", "pool_geometry", "slice_axes"]
@@ -24,6 +25,8 @@ _PARAMETER_INPUTS = {
     "Pad": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
     "Clip": (1, 2),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
 }
 
 
@@ -76,8 +79,10 @@ def obstacle(node: Node, graph: Graph) -> str | None:
     if node.op not in _OPERATORS and node.op not in ("Reshape", "Gemm"):
         return node.op
     get = node.attributes.get
-    if node.op == "Conv" and len(graph.shapes.get(node.inputs[1], ())) != 4:
-        return "Conv that is not two-dimensional"
+    if node.op in ("Conv", "ConvTranspose") and len(graph.shapes.get(node.inputs[1], ())) != 4:
+        return f"{node.op} that is not two-dimensional"
+    if node.op in CONVERSIONS and (reason := conversion_obstacle(node, graph)) is not None:
+        return reason
     if node.op in ("MaxPool", "AveragePool"):
         if len(get("kernel_shape", ())) != 2:
             return f"{node.op} that is not two-dimensional"
@@ -161,6 +166,37 @@ def _conv(node: Node, inputs: Inputs) -> Array:
     groups = int(node.attributes.get("group", 1))
     return operators.convolution(
         x, weight, _optional(inputs, 2), strides=strides, pads=pads, dilations=dilations, groups=groups
+    )
+
+
+def _conv_transpose(node: Node, inputs: Inputs) -> Array:
+    x, weight = _first(inputs), _present(inputs, 1)
+    get = node.attributes.get
+    strides, dilations = tuple(get("strides", (1, 1))), tuple(get("dilations", (1, 1)))
+    output_padding = tuple(get("output_padding", (0, 0)))
+    sizes, kernel, asked = x.shape[2:], weight.shape[2:], get("output_shape")
+    pads = tuple(get("pads", (0, 0, 0, 0)))
+    if asked is not None or get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        # the padding follows from the output's shape, here that of the last two axes
+        wanted = asked[-2:] if asked is not None else [n * s for n, s in zip(sizes, strides, strict=True)]
+        totals = [
+            s * (n - 1) + extra + (k - 1) * d + 1 - length
+            for n, s, k, d, extra, length in zip(sizes, strides, kernel, dilations, output_padding, wanted, strict=True)
+        ]
+        halves = [total // 2 for total in totals]
+        rest = [total - half for total, half in zip(totals, halves, strict=True)]
+        pads = (*halves, *rest) if get("auto_pad", "NOTSET") == "SAME_UPPER" else (*rest, *halves)
+    elif get("auto_pad", "NOTSET") == "VALID":
+        pads = (0, 0, 0, 0)
+    return operators.transposed_convolution(
+        x,
+        weight,
+        _optional(inputs, 2),
+        strides=strides,
+        pads=pads,
+        dilations=dilations,
+        output_padding=output_padding,
+        groups=int(get("group", 1)),
     )
 
 
@@ -279,6 +315,7 @@ def _batch_normalization(node: Node, inputs: Inputs) -> Array:
 
 
 _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
+    **CONVERSIONS,
     "Add": lambda node, inputs: _first(inputs) + _present(inputs, 1),
     "Mul": lambda node, inputs: _first(inputs) * _present(inputs, 1),
     "AveragePool": _average_pool,
@@ -288,6 +325,7 @@ _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
         [_present(inputs, position) for position in range(len(inputs))], axis=node.attributes["axis"]
     ),
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "Dropout": lambda node, inputs: _first(inputs),
     "Flatten": _flatten,
     "GlobalAveragePool": _global_average_pool,

@@ -16,6 +16,7 @@ __all__ = [
     "pad_zeros",
     "resolve_pads",
     "sliding_windows",
+    "transposed_convolution",
 ]
 
 Array = npt.NDArray[Any]
@@ -105,6 +106,49 @@ def convolution(
     if bias is not None:
         out += bias[:, None, None]
     return out
+
+
+def transposed_convolution(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    strides: Sequence[int] = (1, 1),
+    pads: Pads = (0, 0, 0, 0),
+    dilations: Sequence[int] = (1, 1),
+    output_padding: Sequence[int] = (0, 0),
+    groups: int = 1,
+) -> Array:
+    """ONNX ConvTranspose in two dimensions, the transpose of `convolution` as a linear map.
+
+    Computed as a convolution, with the kernel turned by half a turn, of `x` with stride - 1 zeros between its rows and columns.
+
+    Args:
+        x: (count, in_channels, height, width).
+        weight: (in_channels, out_channels / groups, kernel_h, kernel_w), the dtype of `x`.
+        bias: (out_channels,) or None.
+        strides: (height, width).
+        pads: (top, left, bottom, right), cut off the output; what is negative is added.
+        dilations: (height, width).
+        output_padding: rows added at the bottom and columns at the right, where input still reaches.
+        groups: input and output channels are split into that many independent convolutions.
+
+    Returns:
+        (count, out_channels, out_height, out_width), the dtype of `x`.
+    """
+    in_channels, group_outputs, *kernel = weight.shape
+    spread = np.zeros((*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], strides, strict=True))), dtype=x.dtype)
+    spread[:, :, :: strides[0], :: strides[1]] = x
+    reach = [(k - 1) * d for k, d in zip(kernel, dilations, strict=True)]
+    around = [reach[axis] - pads[axis] for axis in (0, 1)]
+    around += [reach[axis] - pads[axis + 2] + output_padding[axis] for axis in (0, 1)]
+    top, left, bottom, right = around
+    rows = slice(max(-top, 0), spread.shape[2] - max(-bottom, 0))
+    columns = slice(max(-left, 0), spread.shape[3] - max(-right, 0))
+    padded = pad_zeros(spread[:, :, rows, columns], (max(top, 0), max(left, 0), max(bottom, 0), max(right, 0)))
+    turned = weight[:, :, ::-1, ::-1].reshape(groups, in_channels // groups, group_outputs, *kernel)
+    turned = turned.swapaxes(1, 2).reshape(groups * group_outputs, in_channels // groups, *kernel)
+    return convolution(padded, turned, bias, dilations=dilations, groups=groups)
 
 
 def max_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:

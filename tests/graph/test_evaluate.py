@@ -2,19 +2,21 @@
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.shape_inference
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.evaluate import absolute_layer, apply_layer, evaluate, unsupported_operators
 from masksparse_deploy.graph.model import Graph
+from masksparse_deploy.graph.operators import convolution, transposed_convolution
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
 from tests.models.make_onnx import residual_pair
 
@@ -70,6 +72,24 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Array]]] = {
     "conv same upper": (node("Conv", "x", "w", auto_pad="SAME_UPPER", strides=[2, 2]), {"w": random_floats(5, 4, 3, 2)}),
     "conv same lower": (node("Conv", "x", "w", auto_pad="SAME_LOWER", strides=[2, 1]), {"w": random_floats(5, 4, 3, 2)}),
     "conv valid": (node("Conv", "x", "w", auto_pad="VALID"), {"w": random_floats(5, 4, 3, 2)}),
+    "transposed conv": (
+        node("ConvTranspose", "x", "w", "b", strides=[2, 3], pads=[1, 0, 0, 1], output_padding=[1, 2]),
+        {"w": random_floats(4, 5, 3, 3), "b": random_floats(5)},
+    ),
+    "transposed conv in groups": (node("ConvTranspose", "x", "w", group=2), {"w": random_floats(4, 3, 2, 2)}),
+    "transposed conv same upper": (
+        node("ConvTranspose", "x", "w", auto_pad="SAME_UPPER", strides=[2, 2]),
+        {"w": random_floats(4, 5, 3, 3)},
+    ),
+    "transposed conv same lower": (
+        node("ConvTranspose", "x", "w", auto_pad="SAME_LOWER", strides=[2, 1]),
+        {"w": random_floats(4, 5, 3, 2)},
+    ),
+    "transposed conv valid": (node("ConvTranspose", "x", "w", auto_pad="VALID"), {"w": random_floats(4, 5, 3, 2)}),
+    "transposed conv of a given shape": (
+        node("ConvTranspose", "x", "w", output_shape=[14, 13], strides=[2, 2]),
+        {"w": random_floats(4, 5, 3, 4)},
+    ),
     "relu": (node("Relu"), {}),
     "leaky relu": (node("LeakyRelu", alpha=0.3), {}),
     "leaky relu default": (node("LeakyRelu"), {}),
@@ -205,6 +225,154 @@ def test_convolutions_of_every_geometry(
     np.testing.assert_allclose(actual, run_runtime(model, images), rtol=TOLERANCE, atol=TOLERANCE)
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    groups=st.sampled_from([1, 2, 4]),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    pads=st.tuples(*[st.integers(0, 3)] * 4),
+    extra=st.tuples(st.integers(0, 1), st.integers(0, 1)),
+    seed=st.integers(0, 99),
+)
+def test_transposed_convolutions_of_every_geometry(
+    groups: int,
+    kernel: tuple[int, int],
+    strides: tuple[int, int],
+    dilations: tuple[int, int],
+    pads: tuple[int, int, int, int],
+    extra: tuple[int, int],
+    seed: int,
+) -> None:
+    padding = [min(more, stride - 1) for more, stride in zip(extra, strides, strict=True)]
+    proto = node(
+        "ConvTranspose",
+        *("x", "w", "b"),
+        group=groups,
+        strides=list(strides),
+        dilations=list(dilations),
+        pads=list(pads),
+        output_padding=padding,
+    )
+    lengths = [
+        s * (n - 1) + p + d * (k - 1) + 1 - pads[axis] - pads[axis + 2]
+        for axis, (n, s, p, d, k) in enumerate(zip((7, 6), strides, padding, dilations, kernel, strict=True))
+    ]
+    assume(min(lengths) > 0)
+    constants = {"w": random_floats(4, 2, *kernel, seed=seed), "b": random_floats(2 * groups)}
+    model = make_model([proto], constants)
+    images = random_floats(2, 4, 7, 6, seed=seed)
+    actual = evaluate(parse_graph(model, name="conv"), images)["y"]
+    np.testing.assert_allclose(actual, run_runtime(model, images), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_a_transposed_convolution_is_the_transpose_of_a_convolution() -> None:
+    # <conv(x), y> = <x, transposed(y)>, in float64 with sums of 500 products of size one: 500 * 2^-53 is below 1e-12
+    x, weight = random_floats(2, 4, 7, 6).astype(np.float64), random_floats(5, 4, 3, 3).astype(np.float64)
+    geometry: dict[str, Any] = {"strides": (2, 1), "pads": (1, 0, 1, 1), "dilations": (1, 2)}
+    out = convolution(x, weight, **geometry)
+    y = random_floats(*out.shape, seed=2).astype(np.float64)
+    back = transposed_convolution(y, weight, **geometry)
+    assert back.shape == x.shape
+    np.testing.assert_allclose((out * y).sum(), (x * back).sum(), rtol=0, atol=1e-10)
+
+
+CHANNEL_SCALES = np.float32([0.02, 0.5, 1.0, 0.013])
+QUANTIZED: dict[str, tuple[str, dict[str, Any], dict[str, Array]]] = {
+    "per tensor": ("x", {}, {"s": np.float32(0.02), "z": np.int8(0)}),
+    "with a zero point": ("x", {}, {"s": np.float32(0.02), "z": np.uint8(117)}),
+    "per channel": ("x", {"axis": 1}, {"s": CHANNEL_SCALES, "z": np.zeros(4, np.int8)}),
+    "per row, axis from the back": ("x", {"axis": -1}, {"s": random_floats(6) ** 2 + 0.01, "z": np.zeros(6, np.int8)}),
+    "without a zero point": ("x", {}, {"s": np.float32(0.02)}),
+}
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_values_agree_with_the_runtime(name: str) -> None:
+    x, attributes, constants = QUANTIZED[name]
+    nodes = [
+        helper.make_node("QuantizeLinear", [x, *constants], ["q"], name="quantize", **attributes),
+        helper.make_node("DequantizeLinear", ["q", *constants], ["y"], name="dequantize", **attributes),
+    ]
+    model = make_model(nodes, constants)
+    graph = parse_graph(model, name=name)
+    assert unsupported_operators(graph) == ()
+    images = 2 * random_floats(3, 4, 7, 6, seed=9)
+    tensors = evaluate(graph, images, ["q", "y"])
+    assert tensors["q"].dtype == constants.get("z", np.zeros((), np.uint8)).dtype
+    # no quotient of these images lies within 2^-24 of a tie, so both round to the same integers; y is rounded once to FP32
+    np.testing.assert_allclose(tensors["y"], run_runtime(model, images), rtol=2e-7)
+    assert (tensors["q"] == np.iinfo(tensors["q"].dtype).max).any()  # some values are beyond the range
+
+
+def test_quantizing_rounds_ties_to_even_and_saturates() -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], name="quantize"),
+        helper.make_node("Cast", ["q"], ["y"], to=TensorProto.FLOAT, name="back"),
+    ]
+    model = make_model(nodes, {"s": np.float32(2), "z": np.int8(0)}, ("batch", 8))
+    images = np.float32([[-1000, -5, -3, -1, 1, 3, 5, 1000]])
+    expected = [[-128, -2, -2, 0, 0, 2, 2, 127]]
+    np.testing.assert_array_equal(evaluate(parse_graph(model, name="ties"), images)["y"], expected)
+    np.testing.assert_array_equal(run_runtime(model, images), expected)
+
+
+def test_dequantized_constants_of_every_layout() -> None:
+    stored = np.random.default_rng(3).integers(-127, 128, (4, 4, 3, 3), dtype=np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s"], ["f"], name="weights", axis=0),
+        helper.make_node("DequantizeLinear", ["b", "t"], ["g"], name="bias"),
+        helper.make_node("Conv", ["x", "f", "g"], ["y"], name="conv"),
+    ]
+    constants = {"w": stored, "s": CHANNEL_SCALES, "b": np.int32([3, -70000, 5, 0]), "t": np.float32(1e-4)}
+    model = make_model(nodes, constants)
+    graph, images = parse_graph(model, name="conv"), random_floats(3, 4, 7, 6)
+    actual = evaluate(graph, images, ["f", "y"])
+    expected = stored.astype(np.float64) * CHANNEL_SCALES.astype(np.float64)[:, None, None, None]
+    np.testing.assert_array_equal(actual["f"], expected)
+    # sums of 36 products of at most 127 * 4: 36 * 500 * 2^-24
+    np.testing.assert_allclose(actual["y"], run_runtime(model, images), rtol=TOLERANCE, atol=2e-3)
+
+
+@pytest.mark.parametrize("to", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE, TensorProto.FLOAT])
+def test_a_cast_between_floats_changes_nothing(to: int) -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=to, name="there"),
+        helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT, name="back"),
+    ]
+    graph, images = parse_graph(make_model(nodes, {}), name="cast"), random_floats(2, 4, 7, 6)
+    np.testing.assert_array_equal(evaluate(graph, images)["y"], images)
+    assert evaluate(graph, images, dtype=np.float32)["y"].dtype == np.float32
+
+
+def test_a_cast_to_integers_cuts_off_and_one_to_truth_values_asks_for_zero() -> None:
+    nodes = [
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT32, name="cut"),
+        helper.make_node("Cast", ["i"], ["b"], to=TensorProto.BOOL, name="ask"),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT, name="back"),
+    ]
+    graph = parse_graph(make_model(nodes, {}, ("batch", 4)), name="cast")
+    tensors = evaluate(graph, np.float32([[-1.9, -0.5, 0.9, 2.9]]), ["i", "b", "y"])
+    assert tensors["i"].dtype == np.int32
+    np.testing.assert_array_equal(tensors["i"], [[-1, 0, 0, 2]])
+    np.testing.assert_array_equal(tensors["b"], [[True, False, False, True]])
+    assert tensors["y"].dtype == np.float64
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_weights_in_reduced_precision_are_taken_as_stored(dtype: Any) -> None:
+    weight = random_floats(6, 3).astype(dtype)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    nodes = [
+        helper.make_node("Cast", ["x"], ["a"], to=kind, name="there"),
+        helper.make_node("MatMul", ["a", "w"], ["b"], name="product"),
+        helper.make_node("Cast", ["b"], ["y"], to=TensorProto.FLOAT, name="back"),
+    ]
+    graph, images = parse_graph(make_model(nodes, {"w": weight}, ("batch", 6)), name="low"), random_floats(2, 6)
+    expected = images.astype(np.float64) @ weight.astype(np.float64)
+    np.testing.assert_array_equal(evaluate(graph, images)["y"], expected)
+
+
 def residual_graph() -> Graph:
     return parse_graph(residual_pair()[0].SerializeToString(), name="dense")
 
@@ -297,6 +465,13 @@ REFUSED = {
     "Reshape with a computed parameter": node("Reshape", "x", "shape"),
     "Dropout in training mode": node("Dropout", "x", "", "train"),
     "Reshape to an empty tensor": node("Reshape", "x", "empty", allowzero=1),
+    "ConvTranspose that is not two-dimensional": node("ConvTranspose", "x", "flat"),
+}
+REFUSED_CONVERSIONS = {
+    "Cast to STRING": node("Cast", to=TensorProto.STRING),
+    "QuantizeLinear of float8_e4m3fn": node("QuantizeLinear", "x", "scale", "float8"),
+    "QuantizeLinear with a computed parameter": node("QuantizeLinear", "x", "x"),
+    "QuantizeLinear in blocks": node("QuantizeLinear", "x", "scales", "zeros", axis=1, block_size=2),
 }
 
 
@@ -304,9 +479,30 @@ REFUSED = {
 def test_what_is_not_covered_is_named(reason: str) -> None:
     shape = ("batch", 4, 7) if "[2]" in str(REFUSED[reason]) or "two-dim" in reason else ("batch", 4, 7, 6)
     nodes = [helper.make_node("Shape", ["x"], ["shape"], name="shape"), REFUSED[reason]]
-    constants = {"p": integers(0, 0, 1, 1, 0, 0, 1, 1), "train": np.array(True), "empty": integers(0, 0)}
+    constants: dict[str, Array] = {
+        "p": integers(0, 0, 1, 1, 0, 0, 1, 1),
+        "train": np.array(True),
+        "empty": integers(0, 0),
+        "flat": random_floats(4, 2, 3),
+    }
     graph = parse_graph(make_model(nodes, constants, shape), name="case")
     assert unsupported_operators(graph) == tuple(sorted((reason, "Shape")))
+
+
+@pytest.mark.parametrize("reason", REFUSED_CONVERSIONS)
+def test_conversions_that_are_not_covered_are_named(reason: str) -> None:
+    conversion = onnx.NodeProto()
+    conversion.CopyFrom(REFUSED_CONVERSIONS[reason])
+    conversion.output[0] = "converted"
+    constants = {
+        "scale": SCALAR,
+        "float8": np.zeros((), ml_dtypes.float8_e4m3fn),
+        "scales": np.ones((3, 2, 7, 6), np.float32),
+        "zeros": np.zeros((3, 2, 7, 6), np.int8),
+    }
+    nodes = [conversion, helper.make_node("Cast", ["converted"], ["y"], to=TensorProto.FLOAT, name="back")]
+    graph = parse_graph(make_model(nodes, constants, (3, 4, 7, 6), opset=21), name="case")
+    assert unsupported_operators(graph) == (reason,)
 
 
 def test_all_operators_that_are_not_covered_are_named_at_once() -> None:

@@ -127,14 +127,14 @@ class _Casts:
                 graph.outputs[index] = cast.outputs[0]
             if any(graph is self._graph for graph, _ in outputs):
                 _swap_names(value, cast.outputs[0])
-            producer, graph = value.producer(), value.graph
-            assert graph is not None, "functions are inlined"
+            producer, home = value.producer(), value.graph
+            assert home is not None, "functions are inlined"
             if producer is not None:
-                graph.insert_after(producer, cast)
-            elif (head := heads[graph]) is not None:
-                graph.insert_before(head, cast)
+                home.insert_after(producer, cast)
+            elif (head := heads[home]) is not None:
+                home.insert_before(head, cast)
             else:
-                graph.append(cast)
+                home.append(cast)
 
     def _cast(self, value: ir.Value, *, is_low: bool) -> ir.Node:
         to = ir.DataType.FLOAT if is_low else self._target.ir_type

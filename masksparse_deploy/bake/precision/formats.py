@@ -45,12 +45,14 @@ class FloatFormat:
         FP32's largest finite number and its negative do not count: files write them for "no limit", which infinity is too.
         """
         magnitude = np.abs(array)
-        where: npt.NDArray[np.bool_] = (magnitude >= np.float32(self.infinite_from)) & (magnitude < np.finfo(np.float32).max)
-        return where
+        unlimited = (magnitude == np.finfo(np.float32).max) | (magnitude == np.inf)
+        overflowing: npt.NDArray[np.bool_] = (magnitude >= np.float32(self.infinite_from)) & ~unlimited
+        return overflowing
 
     def flushes(self, array: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
         """Where a value that is not zero becomes zero."""
-        return (array != 0) & (np.abs(array) <= np.float32(self.zero_to))
+        flushed: npt.NDArray[np.bool_] = (array != 0) & (np.abs(array) <= np.float32(self.zero_to))
+        return flushed
 
 
 def float_format(precision: FloatPrecision) -> FloatFormat:
