@@ -17,6 +17,7 @@ __all__ = [
     "SCHEMA",
     "SCHEMA_VERSION",
     "SOURCE_SHA256",
+    "UNPADDED_SHAPE",
 ]
 
 PREFIX = "masksparse."
@@ -37,6 +38,9 @@ PATTERN = PREFIX + "pattern"
 GROUP_AXIS = PREFIX + "group_axis"
 MASK_SHA256 = PREFIX + "mask_sha256"
 DENSITY = PREFIX + "density"
+
+# metadata_props of the node and the weight of a layer that got channels of zeros
+UNPADDED_SHAPE = PREFIX + "unpadded_shape"
 
 # metadata_props of the node and the weight of a layer left dense
 DENSE_REASON = PREFIX + "dense_reason"

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
 from masksparse_deploy.core.artifacts.survival import Checkpoint
 
-__all__ = ["BakeReport", "BakedLayer", "LayerRange", "LintLayer", "LintReport", "LintState"]
+__all__ = ["BakeReport", "BakedLayer", "LayerRange", "LintLayer", "LintReport", "LintState", "PaddedLayer"]
 
 LintState = Literal["conforming", "eligible", "not eligible", "wrong axis", "broken claim"]
 
@@ -51,6 +51,24 @@ class LayerRange(Record):
     output_flushed_share: float | None
 
 
+class PaddedLayer(Record):
+    """A layer that got channels of zeros, so that masked layers have full groups; what that costs, zeros included.
+
+    `channels` and `padded_channels` are its input channels, in the weight and in the padded weight. The zeros it reads there
+    are appended at run time ("pad node"), or computed for free by the layers before ("producer"); one that only computes
+    zeros for others, and reads none, has "outputs only". `extra_mac_count` is for one sample, None where the file does not
+    tell the shapes.
+    """
+
+    node: str
+    weight: str
+    channels: int
+    padded_channels: int
+    extra_weight_count: int
+    extra_mac_count: int | None
+    by: Literal["pad node", "producer", "outputs only"]
+
+
 class BakeReport(Document):
     """The dense twin, the sparse file and what is in them.
 
@@ -60,6 +78,8 @@ class BakeReport(Document):
     `statistics_updated`: batch-norm statistics were re-estimated, so that folded weights also differ by a factor for
     each output channel and the biases differ; where it is False the two files differ in masked values and annotations only,
     and with INT8 in the scales, which each file has of its own.
+
+    `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
     `ranges` tell what reduced precision costs each layer of the sparse file, measured on the images with the fingerprint
     `calibration_sha256` (None: without images); `remarks` are what of it a user should know. Both are empty with FP32.
@@ -79,6 +99,7 @@ class BakeReport(Document):
     statistics_updated: bool
     layers: tuple[BakedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
+    padded: tuple[PaddedLayer, ...] = ()
     ranges: tuple[LayerRange, ...] = ()
     remarks: tuple[str, ...] = ()
 
