@@ -33,10 +33,11 @@ def check_quantized(graph: Graph, masks: MaskSet | None = None) -> tuple[str, ..
     unseen = dict(masks.layers) if masks is not None else {}
     for layer in quantized_layers(graph):
         findings += _layer_findings(layer)
+        # What stays in float is read directly, and is not for this check
+        mask = unseen.pop(layer.node.inputs[1] if layer.weight is None else layer.weight.stored_name, None)
         if layer.weight is not None:
-            mask = unseen.pop(layer.weight.stored_name, None)
             findings += _sparsity_findings(layer, layer.weight, mask)
-    findings += [f"{name}: the file has no INT8 weight of that name" for name in unseen]
+    findings += [f"{name}: the file has no convolution or matrix product with this weight" for name in unseen]
     return tuple(findings)
 
 
