@@ -25,7 +25,7 @@ By = Literal["pad node", "producer", "outputs only"]
 _PAD_TAKES_INPUTS = 11
 
 
-@dataclass(frozen=True)
+@dataclass
 class PadResult(ir.passes.PassResult):
     """What padding did.
 
