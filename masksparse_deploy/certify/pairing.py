@@ -67,6 +67,9 @@ def _differences(dense: Graph, sparse: Graph) -> Iterator[str]:
         yield f"they have {len(dense.nodes)} and {len(sparse.nodes)} nodes"
     for name in sorted({*dense.constants, *sparse.constants}):
         yield from _constant_differences(name, dense.constants.get(name), sparse.constants.get(name))
+    for one_body, other_body in zip(dense.bodies, sparse.bodies, strict=False):
+        where = f"in {one_body.attribute} of node {one_body.node.name!r}"
+        yield from (f"{where}, {difference}" for difference in _differences(one_body.graph, other_body.graph))
 
 
 def _constant_differences(name: str, dense: npt.NDArray[Any] | None, sparse: npt.NDArray[Any] | None) -> Iterator[str]:

@@ -5,17 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx.helper
 import onnx.numpy_helper
 
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.layout import LayoutStep
-from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.model import Array, Graph, Node
 
 __all__ = ["Origin", "Origins", "fixed_values"]
-
-Array = npt.NDArray[Any]
 
 _LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 _VALUES = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
@@ -69,55 +66,58 @@ class Origin:
 
 
 class Origins:
-    """Finds the origins of the constants of one graph."""
+    """Finds the origins of the constants that one graph can read."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, outer: "Origins | None" = None) -> None:
+        """`outer` finds those of the graph around a body, which the body reads by their names there."""
+        self._outer = outer
         self._constants = graph.constants
-        self._makers: dict[str, Node] = {}
-        self._parameters: dict[str, tuple[Array | None, ...]] = {}
-        self._sources = {name: (name, 0) for name in graph.constants}
+        self._own = {*graph.constants, *graph.inputs, *(output for node in graph.nodes for output in node.outputs)}
+        self._makers: dict[str, tuple[Node, tuple[Array | None, ...]]] = {}
+        self._lengths: dict[str, int] = {}
         for node in graph.nodes:
             self._add(node)
 
-    def source(self, name: str) -> str | None:
-        """Name of the stored constant behind the value `name`; None if it is none, or computed from one otherwise."""
-        found = self._sources.get(name)
-        return None if found is None else found[0]
-
     def find(self, name: str) -> Origin | None:
         """The origin of the value `name`; None if it is no constant, or computed by operators that are not looked through."""
-        source = self.source(name)
-        if source is None:
+        if name not in self._own:
+            return None if self._outer is None else self._outer.find(name)
+        if name in self._constants:
+            return Origin(name=name, stored=self._constants[name], nodes=(), parameters=())
+        if name not in self._makers:
             return None
-        nodes, parameters = [], []
-        while name not in self._constants:
-            node = self._makers[name]
-            nodes.append(node)
-            parameters.append(self._parameters[name])
-            name = node.inputs[0]
-        return Origin(name=source, stored=self._constants[source], nodes=tuple(nodes[::-1]), parameters=tuple(parameters[::-1]))
+        node, parameters = self._makers[name]
+        before = self.find(node.inputs[0])
+        assert before is not None, "only operators on constants are looked through"
+        return Origin(
+            name=before.name,
+            stored=before.stored,
+            nodes=(*before.nodes, node),
+            parameters=(*before.parameters, parameters),
+        )
+
+    def _length(self, name: str) -> int | None:
+        """How many operators lie between the value `name` and its constant; None if it has no origin."""
+        if name not in self._own:
+            return None if self._outer is None else self._outer._length(name)
+        return 0 if name in self._constants else self._lengths.get(name)
 
     def _add(self, node: Node) -> None:
         """Look through `node` if its first input is a constant, and the others are stored as such."""
-        if not _looked_through(node) or node.outputs[0] in self._sources:
+        if not _looked_through(node):
             return
-        source, length = self._sources.get(node.inputs[0], (None, 0))
-        if source is None or length == _LONGEST_ROUTE:
+        length = self._length(node.inputs[0])
+        if length is None or length == _LONGEST_ROUTE:
             return
         parameters = tuple(self._parameter(name) for name in node.inputs[1:])
         if any(name and array is None for name, array in zip(node.inputs[1:], parameters, strict=True)):
             return
-        output = node.outputs[0]
-        self._makers[output], self._parameters[output], self._sources[output] = node, parameters, (source, length + 1)
+        self._makers[node.outputs[0]], self._lengths[node.outputs[0]] = (node, parameters), length + 1
 
     def _parameter(self, name: str) -> Array | None:
         """A scale, zero point, shape or axes: a constant, perhaps behind Identity."""
-        while name not in self._constants:
-            node = self._makers.get(name)
-            if node is None or node.op != "Identity":
-                return None
-            name = node.inputs[0]
-        return self._constants[name]
+        origin = self.find(name) if name else None
+        return origin.stored if origin is not None and set(origin.route) <= {"Identity"} else None
 
 
 def fixed_values(graph: Graph) -> Set[str]:

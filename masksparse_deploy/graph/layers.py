@@ -3,12 +3,10 @@
 from collections import Counter
 from collections.abc import Iterator
 
-import onnx
-
 from masksparse_deploy.graph.constants import Origins
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 
-__all__ = ["PRODUCTS", "each_layer", "weighted_layers"]
+__all__ = ["PRODUCTS", "Scope", "weighted_layers"]
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -17,27 +15,52 @@ def weighted_layers(graph: Graph) -> tuple[WeightedLayer, ...]:
     """All Conv, ConvTranspose, Gemm and MatMul nodes whose second input is a constant, in graph order.
 
     A constant is an initializer or a Constant node, also behind Identity, Cast, Transpose, Reshape, Squeeze, Unsqueeze and
-    DequantizeLinear (or QuantizeLinear and DequantizeLinear) with constant parameters.
+    DequantizeLinear (or QuantizeLinear and DequantizeLinear) with constant parameters. Layers in bodies of If, Loop and Scan
+    are not among them; see Scope.
 
     Raises:
         ArtifactError: an operator that the weight passes through has parameters that do not fit it.
     """
-    return tuple(each_layer(graph))
+    scope = Scope(graph)
+    return tuple(layer for node in graph.nodes if (layer := scope.layer(node)) is not None)
 
 
-def each_layer(graph: Graph) -> Iterator[WeightedLayer]:
-    """The same, one at a time: what is dequantized need not be in memory all at once."""
-    origins = Origins(graph)
-    counts = _consumer_counts(graph, origins)
-    for node in graph.nodes:
+class Scope:
+    """A graph with what its names mean, the constants of the graphs around a body included.
+
+    Attributes:
+        graph: the main graph or a body.
+        where: in words, as "then_branch of If branch"; empty for the main graph.
+        origins: finds constants by the names that this graph reads.
+        bodies: the scopes of the graph's bodies.
+    """
+
+    def __init__(self, graph: Graph, where: str = "", outer: "Scope | None" = None) -> None:
+        self.graph = graph
+        self.where = where
+        self.origins: Origins = Origins(graph, None if outer is None else outer.origins)
+        # Arrays tell constants of sibling bodies apart, which may have the same name.
+        self._counts: Counter[int] = Counter() if outer is None else outer._counts
+        self.bodies: tuple[tuple[Node, Scope], ...] = tuple(
+            (body.node, Scope(body.graph, f"{body.attribute} of {body.node.op} {body.node.name}", self))
+            for body in graph.bodies
+        )
+        self._counts.update(self._reads())
+
+    def layer(self, node: Node) -> WeightedLayer | None:
+        """The layer that `node` of this graph is, None if it is none with a constant weight; computed anew on each call.
+
+        Raises:
+            ArtifactError: an operator that the weight passes through has parameters that do not fit it.
+        """
         if node.domain or node.op not in PRODUCTS or len(node.inputs) < 2:
-            continue
-        origin = origins.find(node.inputs[1])
+            return None
+        origin = self.origins.find(node.inputs[1])
         if origin is None:
-            continue
+            return None
         weight, layout, quantized = origin.compute()
-        bias = origins.find(node.inputs[2]) if len(node.inputs) > 2 else None
-        yield WeightedLayer(
+        bias = self.origins.find(node.inputs[2]) if len(node.inputs) > 2 else None
+        return WeightedLayer(
             node=node,
             weight_name=node.inputs[1],
             weight=weight,
@@ -49,8 +72,18 @@ def each_layer(graph: Graph) -> Iterator[WeightedLayer]:
             bias=None if bias is None else bias.compute()[0],
             group_axis=_group_axis(node, weight.ndim),
             groups=int(node.attributes.get("group", 1)) if node.op in ("Conv", "ConvTranspose") else 1,
-            consumer_count=counts[origin.name],
+            consumer_count=self._counts[id(origin.stored)],
         )
+
+    def _reads(self) -> Iterator[int]:
+        """For each read of a stored constant its identity; operators that are merely on its way do not count."""
+        for node in self.graph.nodes:
+            if node.outputs and self.origins.find(node.outputs[0]) is not None:
+                continue
+            for name in node.inputs:
+                origin = self.origins.find(name)
+                if origin is not None:
+                    yield id(origin.stored)
 
 
 def _group_axis(node: Node, rank: int) -> int:
@@ -58,32 +91,3 @@ def _group_axis(node: Node, rank: int) -> int:
     if node.op == "Conv" or (node.op == "Gemm" and node.attributes.get("transB", 0)):
         return 1
     return 0 if node.op == "ConvTranspose" else max(rank - 2, 0)
-
-
-def _consumer_counts(graph: Graph, origins: Origins) -> Counter[str]:
-    """How often each stored constant is read by operators that are not merely on the way of a constant."""
-    counts: Counter[str] = Counter()
-    for node in graph.nodes:
-        if node.outputs and origins.source(node.outputs[0]) is not None:
-            continue
-        for name in (*node.inputs, *_read_by_bodies(node)):
-            source = origins.source(name)
-            if source is not None:
-                counts[source] += 1
-    return counts
-
-
-def _read_by_bodies(node: Node) -> Iterator[str]:
-    """Names that the bodies of If, Loop and Scan read, those of the outer graph included."""
-    for value in node.attributes.values():
-        for body in value if isinstance(value, tuple) else (value,):
-            if isinstance(body, onnx.GraphProto):
-                yield from _names_read(body)
-
-
-def _names_read(graph: onnx.GraphProto) -> Iterator[str]:
-    for proto in graph.node:
-        yield from proto.input
-        for attribute in proto.attribute:
-            for body in (attribute.g, *attribute.graphs):
-                yield from _names_read(body)

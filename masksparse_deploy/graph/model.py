@@ -9,8 +9,9 @@ import numpy.typing as npt
 
 from masksparse_deploy.graph.layout import LayoutStep, as_stored, stored_axis
 
-__all__ = ["Graph", "Node", "WeightedLayer"]
+__all__ = ["Array", "Body", "Graph", "Node", "Shape", "WeightedLayer"]
 
+Array = npt.NDArray[Any]
 Shape = tuple[int | None, ...]
 
 
@@ -29,22 +30,27 @@ class Node:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Graph:
-    """A model's main graph.
+    """A model's main graph, or the body of an If, Loop or Scan.
 
     Attributes:
-        nodes: in topological order, as ONNX demands.
-        constants: initializers and the values of Constant nodes, by name, in their stored dtype.
+        nodes: in topological order, as ONNX demands. The attributes that hold bodies tell their structure only; their weights
+            are in `bodies`.
+        constants: initializers and the values of Constant nodes, by name, in their stored dtype; a body may also read those of
+            the graphs around it, which are not repeated here.
         constant_metadata: metadata_props of initializers, by name.
-        inputs: name -> shape of the inputs that are not initializers; None for a dynamic length.
-        outputs: names of the model's outputs.
+        inputs: name -> shape of the inputs that are not initializers; None for a dynamic length, () for an input that is no
+            tensor or whose number of axes the file does not tell.
+        outputs: names of the graph's outputs.
         shapes: shapes of all tensors that ONNX shape inference can tell.
         opsets: domain -> version.
         metadata: metadata_props of the model.
-        sha256: digest of the file.
+        sha256: digest of the file. Where weights lie in other files, a digest over both: of the canonical JSON object with the
+            file's own digest under "onnx" and those of the other files, by location, under "external".
+        bodies: the bodies of this graph's If, Loop and Scan nodes, in graph order.
     """
 
     nodes: tuple[Node, ...]
-    constants: Mapping[str, npt.NDArray[Any]]
+    constants: Mapping[str, Array]
     constant_metadata: Mapping[str, Mapping[str, str]]
     inputs: Mapping[str, Shape]
     outputs: tuple[str, ...]
@@ -52,6 +58,16 @@ class Graph:
     opsets: Mapping[str, int]
     metadata: Mapping[str, str]
     sha256: str
+    bodies: tuple["Body", ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Body:
+    """The graph in an attribute, such as then_branch, of a node."""
+
+    node: Node
+    attribute: str
+    graph: Graph
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -77,13 +93,13 @@ class WeightedLayer:
 
     node: Node
     weight_name: str
-    weight: npt.NDArray[Any]
+    weight: Array
     stored_name: str
-    stored: npt.NDArray[Any]
+    stored: Array
     route: tuple[str, ...]
     layout: tuple[LayoutStep, ...]
     quantized: str | None
-    bias: npt.NDArray[Any] | None
+    bias: Array | None
     group_axis: int
     groups: int
     consumer_count: int
@@ -94,7 +110,7 @@ class WeightedLayer:
         return math.prod(self.weight.shape[2:]) if self.node.op in ("Conv", "ConvTranspose") else 1
 
     @property
-    def weight_as_stored(self) -> npt.NDArray[Any]:
+    def weight_as_stored(self) -> Array:
         """`weight` in the shape of `stored`, for masks that are made for the stored constant."""
         return as_stored(self.weight, self.layout)
 

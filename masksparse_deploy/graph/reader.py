@@ -5,95 +5,136 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx.checker
-import onnx.external_data_helper
 import onnx.inliner
-import onnx.numpy_helper
 import onnx.shape_inference
 
-from masksparse_deploy.core.errors import ArtifactError, UsageError
-from masksparse_deploy.core.files import require_file, sha256_bytes
+from masksparse_deploy.core.errors import ArtifactError, MasksparseError, UsageError
+from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes
+from masksparse_deploy.graph.external import ExternalFiles
+from masksparse_deploy.graph.functions import require_finite_expansion
 from masksparse_deploy.graph.layers import weighted_layers
-from masksparse_deploy.graph.model import Graph, Node, Shape
+from masksparse_deploy.graph.model import Array, Body, Graph, Node, Shape
+from masksparse_deploy.graph.tensors import TensorStore
 
 __all__ = ["parse_graph", "read_graph", "weighted_layers"]
 
+_PROTOBUF_LIMIT_BYTES = 2**31 - 1
+# What other formats begin with that come under the name of a model.
+_FOREIGN = {
+    b"PK\x03\x04": "a zip archive",
+    b"\x1f\x8b": "a gzip archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a Git LFS pointer",
+}
+
 
 def read_graph(path: Path) -> Graph:
-    """Read an ONNX file (weights inside the file).
+    """Read an ONNX file; weights in other files beside it are mapped into memory, not loaded.
 
     Raises:
-        UsageError: there is no such file.
-        ArtifactError: truncated, not ONNX, or refused by the ONNX checker.
-        UsageError: the weights lie in other files, or are stored as sparse tensors.
+        UsageError: there is no such file, or it stores tensors as sparse ones.
+        ArtifactError: truncated, not ONNX, refused by the ONNX checker, or its weights lie where they must not.
     """
-    return parse_graph(require_file(path, "ONNX file").read_bytes(), name=str(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UsageError(f"ONNX file {path} is not a regular file; give the path of a file")
+    size = require_file(path, "ONNX file").stat().st_size
+    if size > _PROTOBUF_LIMIT_BYTES:
+        raise ArtifactError(
+            f"{path} has {size:,} bytes, and no ONNX file can have more than {_PROTOBUF_LIMIT_BYTES:,}: larger models keep "
+            "their weights in other files (onnx.save_model with save_as_external_data=True)"
+        )
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"ONNX file {path} cannot be read ({error.strerror or error}); check its permissions") from error
+    return _parse(data, ExternalFiles(path, str(path)), name=str(path))
 
 
 def parse_graph(data: bytes, *, name: str) -> Graph:
-    """The same from the file's content; `name` is used in messages."""
+    """The same from the file's content, which must hold all weights; `name` is used in messages.
+
+    Raises:
+        UsageError: the weights lie in other files, or are stored as sparse tensors.
+        ArtifactError: truncated, not ONNX, or refused by the ONNX checker.
+    """
+    return _parse(data, ExternalFiles(None, name), name=name)
+
+
+def _parse(data: bytes, files: ExternalFiles, *, name: str) -> Graph:
+    foreign = next((what for start, what in _FOREIGN.items() if data.startswith(start)), None)
+    if foreign is not None:
+        raise ArtifactError(f"{name} is {foreign}, not an ONNX file; unpack or fetch the model, nothing is unpacked here")
+    store = TensorStore(files)
     try:
         model = onnx.load_model_from_string(data)
-        _refuse_unreadable(model, name)
+        store.strip(model)
+        # protobuf gives memory back with the message as a whole
+        model = onnx.load_model_from_string(model.SerializeToString())
+        require_finite_expansion(model)
         onnx.checker.check_model(model)
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
-        nodes = _nodes(model.graph, constants)
-    except UsageError:
-        raise
+        inside = sha256_bytes(data)
+        outside = files.digests()
+        sha256 = sha256_bytes(canonical_json({"onnx": inside, "external": outside})) if outside else inside
+        return _View(model, store, sha256).graph(model.graph)
+    except MasksparseError as error:
+        raise type(error)(str(error) if name in str(error) else f"{name}: {error}") from error
     except Exception as error:  # protobuf, checker, shape inference and tensor decoding raise unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArtifactError(f"{name} is damaged or not a valid ONNX file ({reason}); export it again") from error
-    graph = model.graph
-    values = [*graph.input, *graph.value_info, *graph.output]
-    shapes: dict[str, Shape] = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
-    shapes.update({key: tuple(array.shape) for key, array in constants.items()})
-    return Graph(
-        nodes=nodes,
-        constants=constants,
-        constant_metadata={tensor.name: _properties(tensor) for tensor in graph.initializer},
-        inputs={value.name: shapes[value.name] for value in graph.input if value.name not in constants},
-        outputs=tuple(value.name for value in graph.output),
-        shapes=shapes,
-        opsets={_domain(entry.domain): entry.version for entry in model.opset_import},
-        metadata=_properties(model),
-        sha256=sha256_bytes(data),
-    )
 
 
-def _refuse_unreadable(model: onnx.ModelProto, name: str) -> None:
-    """Weights that are not in the file itself cannot be digested with it; sparse tensors have no dense neighbours."""
-    tensors = model.graph.initializer
-    outside = next((tensor for tensor in tensors if onnx.external_data_helper.uses_external_data(tensor)), None)
-    if outside is not None:
-        raise UsageError(
-            f"{name} keeps weights in other files ({outside.name} and perhaps more); put them inside with "
-            "onnx.save_model(onnx.load(path), new_path, save_as_external_data=False)"
+class _View:
+    """Makes the read-only view of a checked model whose weights are in `store`."""
+
+    def __init__(self, model: onnx.ModelProto, store: TensorStore, sha256: str) -> None:
+        self._store = store
+        self._opsets = {_domain(entry.domain): entry.version for entry in model.opset_import}
+        self._metadata = _properties(model)
+        self._sha256 = sha256
+
+    def graph(self, proto: onnx.GraphProto) -> Graph:
+        """The view of the main graph or of a body, bodies in it included."""
+        constants = {tensor.name: self._store.array(tensor) for tensor in proto.initializer}
+        if len(constants) < len(proto.initializer):
+            raise ValueError("two initializers have the same name")
+        nodes, bodies = self._nodes(proto, constants)
+        values = [*proto.input, *proto.value_info, *proto.output]
+        shapes: dict[str, Shape] = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
+        shapes.update({key: tuple(array.shape) for key, array in constants.items()})
+        return Graph(
+            nodes=nodes,
+            constants=constants,
+            constant_metadata={tensor.name: _properties(tensor) for tensor in proto.initializer},
+            inputs={value.name: shapes.get(value.name, ()) for value in proto.input if value.name not in constants},
+            outputs=tuple(value.name for value in proto.output),
+            shapes=shapes,
+            opsets=self._opsets,
+            metadata=self._metadata,
+            sha256=self._sha256,
+            bodies=bodies,
         )
-    if model.graph.sparse_initializer:
-        first = model.graph.sparse_initializer[0].values.name
-        raise UsageError(f"{name} stores {first} as a sparse tensor; export it with dense initializers")
 
-
-def _nodes(graph: onnx.GraphProto, constants: dict[str, npt.NDArray[Any]]) -> tuple[Node, ...]:
-    """The operators; the values of Constant nodes are put into `constants` instead."""
-    taken = {proto.name for proto in graph.node}
-    nodes = []
-    for index, proto in enumerate(graph.node):
-        attributes = {attribute.name: _attribute(attribute) for attribute in proto.attribute}
-        domain = _domain(proto.domain)
-        if proto.op_type == "Constant" and not domain and len(attributes) == 1:
-            constants[proto.output[0]] = _constant(attributes)
-            continue
-        name = proto.name or f"{proto.op_type}_{index}"
-        while not proto.name and name in taken:
-            name += "_"
-        nodes.append(
-            Node(
+    def _nodes(self, graph: onnx.GraphProto, constants: dict[str, Array]) -> tuple[tuple[Node, ...], tuple[Body, ...]]:
+        """The operators and the bodies in them; the values of Constant nodes are put into `constants` instead."""
+        taken = {proto.name for proto in graph.node}
+        nodes: list[Node] = []
+        bodies: list[Body] = []
+        for index, proto in enumerate(graph.node):
+            attributes = {attribute.name: self._attribute(attribute) for attribute in proto.attribute}
+            domain = _domain(proto.domain)
+            if proto.op_type == "Constant" and not domain and len(attributes) == 1:
+                constants[proto.output[0]] = _constant(attributes)
+                continue
+            name = proto.name or f"{proto.op_type}_{index}"
+            while not proto.name and name in taken:
+                name += "_"
+            node = Node(
                 name=name,
                 op=proto.op_type,
                 domain=domain,
@@ -102,15 +143,29 @@ def _nodes(graph: onnx.GraphProto, constants: dict[str, npt.NDArray[Any]]) -> tu
                 attributes=attributes,
                 metadata=_properties(proto),
             )
-        )
-    return tuple(nodes)
+            nodes.append(node)
+            for key, value in attributes.items():
+                for body in value if isinstance(value, tuple) else (value,):
+                    if isinstance(body, onnx.GraphProto):
+                        bodies.append(Body(node=node, attribute=key, graph=self.graph(body)))
+        return tuple(nodes), tuple(bodies)
+
+    def _attribute(self, proto: onnx.AttributeProto) -> Any:
+        value = onnx.helper.get_attribute_value(proto)
+        if isinstance(value, onnx.TensorProto):
+            return self._store.array(value)
+        if isinstance(value, bytes):
+            return value.decode()
+        if hasattr(value, "append"):  # protobuf's repeated fields are neither lists nor registered sequences
+            return tuple(item.decode() if isinstance(item, bytes) else item for item in value)
+        return value
 
 
-def _constant(attributes: Mapping[str, Any]) -> npt.NDArray[Any]:
+def _constant(attributes: Mapping[str, Any]) -> Array:
     """The value of a Constant node, which has exactly one attribute; ONNX gives 32-bit floats and 64-bit integers."""
     ((key, value),) = attributes.items()
-    if key == "value":
-        return value  # type: ignore[no-any-return]
+    if key == "value" and isinstance(value, np.ndarray):
+        return value
     if key in ("value_float", "value_floats"):
         return np.asarray(value, dtype=np.float32)
     if key in ("value_int", "value_ints"):
@@ -118,23 +173,6 @@ def _constant(attributes: Mapping[str, Any]) -> npt.NDArray[Any]:
     if key in ("value_string", "value_strings"):
         return np.asarray(value, dtype=np.object_)
     raise ValueError(f"a Constant node with the attribute {key}")
-
-
-def _array(tensor: onnx.TensorProto) -> npt.NDArray[Any]:
-    array = onnx.numpy_helper.to_array(tensor)
-    array.setflags(write=False)
-    return array
-
-
-def _attribute(proto: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(proto)
-    if isinstance(value, onnx.TensorProto):
-        return _array(value)
-    if isinstance(value, bytes):
-        return value.decode()
-    if hasattr(value, "append"):  # protobuf's repeated fields are neither lists nor registered sequences
-        return tuple(item.decode() if isinstance(item, bytes) else item for item in value)
-    return value
 
 
 def _domain(text: str) -> str:

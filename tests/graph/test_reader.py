@@ -1,5 +1,6 @@
 """The read-only view against graphs written with onnx.helper."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.files import sha256_bytes
+from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import parse_graph, read_graph, weighted_layers
 from tests.models.make_onnx import residual_pair, residual_weights
@@ -221,11 +223,104 @@ def test_an_initializer_with_too_few_bytes_is_damage() -> None:
         parse(model.SerializeToString())
 
 
-def test_weights_outside_the_file_are_refused(tmp_path: Path) -> None:
+def test_sizes_that_lie_are_refused_before_anything_is_allocated() -> None:
+    model = residual_pair()[0]
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend([10**6, 10**6])
+    with pytest.raises(ArtifactError, match=r"has 1,728 bytes; its shape and type take 4,000,000,000,000"):
+        parse(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("start", "what"),
+    [(b"PK\x03\x04", "a zip archive"), (b"\x1f\x8b", "a gzip archive"), (b"version https://git-lfs", "a Git")],
+)
+def test_other_formats_are_named_and_not_unpacked(tmp_path: Path, start: bytes, what: str) -> None:
     path = tmp_path / "model.onnx"
-    onnx.save_model(residual_pair()[0], path, save_as_external_data=True, location="model.data", size_threshold=0)
-    with pytest.raises(UsageError, match=r"keeps weights in other files \(stem\.weight"):
+    path.write_bytes(start + b"\0" * 100)
+    with pytest.raises(ArtifactError, match=f"model.onnx is {what}"):
         read_graph(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.onnx")
+    with pytest.raises(UsageError, match=r"model\.onnx is not a regular file"):
+        read_graph(tmp_path / "model.onnx")
+
+
+def test_a_file_beyond_the_limit_of_protobuf_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with path.open("wb") as stream:
+        stream.truncate(2**31)
+    with pytest.raises(ArtifactError, match=r"no ONNX file can have more than 2,147,483,647: larger models"):
+        read_graph(path)
+
+
+def value(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+
+
+def test_bodies_read_the_weights_of_the_graphs_around_them() -> None:
+    own = numpy_helper.from_array(np.full((4, 4), 2, np.float32), "own")
+    deep = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["d"], name="deepest")], "deep", [], [value("d")])
+    then = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["x", "own"], ["a"], name="own"),
+            helper.make_node("MatMul", ["a", "t"], ["b"], name="turned"),
+            helper.make_node("If", ["flag"], ["e"], name="deeper", then_branch=deep, else_branch=deep),
+        ],
+        "then",
+        [],
+        [value("b")],
+        [own],
+    )
+    hides = helper.make_graph(
+        [
+            helper.make_node("Identity", ["x"], ["own"]),
+            helper.make_node("MatMul", ["x", "own"], ["f"], name="activation"),
+        ],
+        "else",
+        [],
+        [value("f")],
+    )
+    nodes = [
+        helper.make_node("Transpose", ["w"], ["t"]),
+        helper.make_node("If", ["flag"], ["y"], name="branch", then_branch=then, else_branch=hides),
+    ]
+    weight = np.arange(16, dtype=np.float32).reshape(4, 4)
+    graph = parse(model_of(nodes, {"w": weight, "flag": np.array(True)}, x=["n", 4], y=["n", 4]))
+    assert weighted_layers(graph) == ()
+    first, second = sorted((scope for _, scope in Scope(graph).bodies), key=lambda scope: scope.where, reverse=True)
+    assert (first.where, second.where) == ("then_branch of If branch", "else_branch of If branch")
+    own_layer, turned = (first.layer(node) for node in first.graph.nodes[:2])
+    assert own_layer is not None and turned is not None
+    np.testing.assert_array_equal(own_layer.weight, np.full((4, 4), 2))
+    np.testing.assert_array_equal(turned.weight, weight.T)
+    assert (own_layer.consumer_count, turned.consumer_count) == (1, 3)
+    (_, deepest), _ = first.bodies
+    layer = deepest.layer(deepest.graph.nodes[0])
+    assert layer is not None
+    assert layer.stored_name == "w"
+    assert [second.layer(node) for node in second.graph.nodes] == [None, None]
+
+
+def test_functions_that_call_themselves_or_explode_are_refused() -> None:
+    def doubling(level: int, callee: int) -> onnx.FunctionProto:
+        calls = [
+            helper.make_node(f"F{callee}", ["a" if i == 0 else "m"], ["m" if i == 0 else "b"], domain="local") for i in (0, 1)
+        ]
+        return helper.make_function("local", f"F{level}", ["a"], ["b"], calls, [helper.make_opsetid("local", 1)])
+
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("local", 1)]
+    leaf = helper.make_function("local", "F0", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], opsets)
+    node = helper.make_node("F30", ["x"], ["y"], domain="local")
+    exploding = [leaf, *(doubling(level, level - 1) for level in range(1, 31))]
+    data = model_of([node], {}, x=["n"], y=["n"], functions=exploding, opset_imports=opsets)
+    with pytest.raises(ArtifactError, match=r"functions stand for 1,073,741,824 operators"):
+        parse(data)
+    data = model_of([node], {}, x=["n"], y=["n"], functions=[doubling(30, 30)], opset_imports=opsets)
+    with pytest.raises(ArtifactError, match=r"function local\.F30 calls itself"):
+        parse(data)
 
 
 def test_sparse_initializers_are_refused() -> None:
