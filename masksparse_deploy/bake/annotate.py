@@ -42,18 +42,12 @@ class Annotate(ir.passes.InPlacePass):
                 keys.SOURCE_SHA256: masks.source_sha256,
             }
         )
-        fitted = fit_masks(model, masks)
-        of_constant = {value: _properties(value, mask) for value, mask in fitted.items()}
+        masked = {value: _properties(value, mask) for value, mask in fit_masks(model, masks).items()}
         for weight in trace_weights(model):
             value = weight.initializer
-            if value in of_constant:
-                on_constant = of_constant[value]
-                # the node reads the weight along another axis where a Transpose lies between
-                on_node = {**on_constant, keys.GROUP_AXIS: str(weight.operand_axis)}
-            else:
-                on_constant = on_node = {keys.DENSE_REASON: self._dense_reason(value.name or "")}
-            weight.node.metadata_props.update(on_node)
-            stored_tensor(value).metadata_props.update(on_constant)
+            properties = masked.get(value) or {keys.DENSE_REASON: self._dense_reason(value.name or "")}
+            weight.node.metadata_props.update(properties)
+            stored_tensor(value).metadata_props.update(properties)
         return ir.passes.PassResult(model, True)
 
     def _dense_reason(self, weight_name: str) -> str:

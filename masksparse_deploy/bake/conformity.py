@@ -54,6 +54,10 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     Every mask must be found on a node and its weight, annotated as docs/annotations.md says; groups must run along the
     input channels and keep at most N; nothing the mask drops may be there; the noted density and the digests must be those
     of the content. Every other layer must say why it is dense.
+
+    Args:
+        graph: the file, read anew.
+        masks: in the axes of the stored constants (see bake.fit).
     """
     findings = list(_model_findings(graph, masks))
     layers = []

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 
+from masksparse_deploy.bake.strip import each_message
 from masksparse_deploy.graph.annotations import PREFIX
 
-__all__ = ["SameContent", "identical", "proto_differences", "tensor_array"]
+__all__ = ["SameContent", "any_content", "constants", "identical", "proto_differences", "tensor_array"]
 
 # same_content(name of the constant, "" for other tensors; tensor of one file; tensor of the other)
 SameContent = Callable[[str, onnx.TensorProto, onnx.TensorProto], bool]
@@ -52,6 +53,20 @@ def proto_differences(one: onnx.ModelProto, other: onnx.ModelProto, same_content
         same_content: decides about the elements of two tensors whose name, type and shape agree.
     """
     yield from _Comparison(same_content).messages(one, other, "", "")
+
+
+def any_content(name: str, one: onnx.TensorProto, other: onnx.TensorProto) -> bool:
+    """Leaves the elements of tensors out of a comparison."""
+    return True
+
+
+def constants(message: Any) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The initializers and the tensors of Constant nodes in all graphs of a message, with the names that they define."""
+    for part in each_message(message):
+        if isinstance(part, onnx.GraphProto):
+            yield from ((tensor.name, tensor) for tensor in part.initializer)
+        elif isinstance(part, onnx.NodeProto) and _defined_by(part):
+            yield from ((_defined_by(part), attribute.t) for attribute in part.attribute if attribute.name == "value")
 
 
 def tensor_array(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:

@@ -13,13 +13,23 @@ from typing import BinaryIO
 import onnx
 import onnx_ir as ir
 
-from masksparse_deploy.bake.proto_twins import proto_differences
+from masksparse_deploy.bake.proto_twins import any_content, proto_differences
 from masksparse_deploy.bake.stored import replace_stored, stored_tensor, stored_values
 from masksparse_deploy.bake.strip import each_message
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.files import atomic_output, make_folder, output_error, require_file
 
-__all__ = ["LARGEST_MODEL_BYTES", "data_layout", "load_proto", "staged_folder", "to_ir", "to_proto", "write_model"]
+__all__ = [
+    "LARGEST_MODEL_BYTES",
+    "data_layout",
+    "load_proto",
+    "proto_with_data",
+    "renamed",
+    "staged_folder",
+    "to_ir",
+    "to_proto",
+    "write_model",
+]
 
 # Above this much of weights a model gets a data file; protobuf's own limit is 2**31 - 1 for everything.
 LARGEST_MODEL_BYTES = 2_000_000_000
@@ -61,7 +71,7 @@ def to_ir(model: onnx.ModelProto, folder: Path) -> ir.Model:
     outside = sum(isinstance(part, onnx.TensorProto) and _is_external(part) for part in each_message(model))
     try:
         graph = ir.from_proto(model)
-        lost = tuple(proto_differences(model, to_proto(graph), lambda name, one, other: True))
+        lost = tuple(proto_differences(model, to_proto(graph), any_content))
     except Exception as error:  # what the library cannot represent it tells in many types
         raise UsageError(f"the ONNX file holds what cannot be rewritten ({_root_reason(error)}); simplify it first") from error
     for value in stored_values(graph):
@@ -92,10 +102,39 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return proto
 
 
+def proto_with_data(model: ir.Model) -> onnx.ModelProto:
+    """The model as one message, with the tensors that lie in data files.
+
+    Raises:
+        UsageError: that is more than one message can hold.
+    """
+    before = {value: stored_tensor(value) for value in stored_values(model)}
+    total = sum(tensor.nbytes for tensor in before.values())
+    if total > LARGEST_MODEL_BYTES:
+        raise UsageError(
+            f"the weights have {total:,} bytes, and other precisions than fp32 are made of models up to "
+            f"{LARGEST_MODEL_BYTES:,}; bake with bake.precision fp32"
+        )
+    try:
+        for value, tensor in before.items():
+            if isinstance(tensor, ir.ExternalTensor):
+                replace_stored(value, _loaded(tensor))
+        return to_proto(model)
+    finally:
+        for value, tensor in before.items():
+            replace_stored(value, tensor)
+
+
 def data_layout(model: ir.Model) -> Mapping[str, str]:
     """Name of each constant that lies in a data file -> that file, relative to the model's folder."""
     tensors = {value.name or "": stored_tensor(value) for value in stored_values(model)}
     return {name: str(tensor.location) for name, tensor in tensors.items() if isinstance(tensor, ir.ExternalTensor)}
+
+
+def renamed(location: str, path: Path) -> str:
+    """The data file of the model at `path` that takes the place of `location`, relative to the model's folder."""
+    place = PurePosixPath(location)
+    return str(place.with_name(f"{path.stem}.{place.name}"))
 
 
 def write_model(model: ir.Model, path: Path, *, layout: Mapping[str, str]) -> tuple[Path, ...]:
@@ -174,7 +213,7 @@ def _places(model: ir.Model, path: Path, layout: Mapping[str, str]) -> dict[ir.V
     """The constants that go into data files, and into which."""
     values = {value: stored_tensor(value) for value in stored_values(model)}
     inside = sum(tensor.nbytes for value, tensor in values.items() if value.name not in layout)
-    locations = {name: _renamed(location, path) for name, location in layout.items()}
+    locations = {name: renamed(location, path) for name, location in layout.items()}
     overflow = next(iter(locations.values()), f"{path.name}.data") if layout or inside > LARGEST_MODEL_BYTES else None
     places = {}
     for value, tensor in values.items():
@@ -183,11 +222,6 @@ def _places(model: ir.Model, path: Path, layout: Mapping[str, str]) -> dict[ir.V
         if location is not None:
             places[value] = location
     return places
-
-
-def _renamed(location: str, path: Path) -> str:
-    place = PurePosixPath(location)
-    return str(place.with_name(f"{path.stem}.{place.name}"))
 
 
 def _moved(tensor: ir.TensorProtocol, location: str, stream: BinaryIO) -> ir.ExternalTensor:
@@ -205,6 +239,17 @@ def _moved(tensor: ir.TensorProtocol, location: str, stream: BinaryIO) -> ir.Ext
         tensor.dtype,
         shape=ir.Shape(tensor.shape.numpy()),
         name=tensor.name or "",
+        doc_string=tensor.doc_string,
+        metadata_props=dict(tensor.metadata_props),
+    )
+
+
+def _loaded(tensor: ir.ExternalTensor) -> ir.TensorProtocol:
+    return ir.Tensor(
+        tensor.numpy(),
+        dtype=tensor.dtype,
+        shape=ir.Shape(tensor.shape.numpy()),
+        name=tensor.name,
         doc_string=tensor.doc_string,
         metadata_props=dict(tensor.metadata_props),
     )
