@@ -1,21 +1,22 @@
 """What was really deployed: the chain of digests, and the weights read back from the plan."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Verdict
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.engine.plans import read_plan
-from masksparse_deploy.graph.annotations import GROUP_AXIS, PATTERN
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from masksparse_deploy.validate.plan_layers import layer_in_plan, plan_layers
 
-__all__ = ["check_conformity", "check_weights", "read_plan_graph", "require_chain"]
+__all__ = ["check_weights", "read_plan_graph", "require_chain"]
 
 
 def require_chain(
@@ -52,55 +53,42 @@ def read_plan_graph(engine: EngineArtifact, engine_path: Path) -> Graph | None:
     return parse_graph(plan, name=engine.plan)
 
 
-def check_conformity(sparse: Graph, plan: Graph | None, backend: str) -> Check:
-    """Whether every layer that the sparse file annotates still keeps at most N of M weights in the plan."""
-    name = "pattern of the sparse plan"
-    if plan is None:
-        return _unreadable(name, backend)
-    layers = [layer for layer in weighted_layers(sparse) if PATTERN in layer.node.metadata]
-    faults = _faults({layer.node.name: _pattern_fault(layer, plan) for layer in layers})
-    if not layers:
-        return _check(name, None, "inconclusive", "the sparse ONNX file marks no layer as masked, so nothing could conform")
-    return _judged(name, faults, f"read back from the plan: all {len(layers)} masked layers keep their pattern")
-
-
 def check_weights(name: str, source: Graph, plan: Graph | None, backend: str) -> Check:
-    """Whether weights and biases of the plan are bit for bit those of the file, which the bounds are about."""
+    """Whether the plan's layers multiply by and add exactly the numbers of the file, which the bounds are about."""
     if plan is None:
         return _unreadable(name, backend)
-    layers = weighted_layers(source)
-    faults = _faults({layer.node.name: _weight_fault(layer, source, plan) for layer in layers})
+    layers, in_plan = weighted_layers(source), plan_layers(plan)
+    faults = _faults({layer.node.name: _weight_fault(layer, source, in_plan) for layer in layers})
     return _judged(name, faults, f"read back from the plan: weights and biases of all {len(layers)} layers are the file's")
 
 
-def _pattern_fault(layer: WeightedLayer, plan: Graph) -> str:
-    """What is wrong with the layer's pattern in the plan; empty if nothing is."""
-    weight = plan.constants.get(layer.weight_name)
-    if weight is None or weight.shape != layer.weight.shape:
-        return f"its weight {layer.weight_name} is not in the plan with the shape {layer.weight.shape}"
-    pattern = NMPattern.parse(layer.node.metadata[PATTERN])
-    group_axis = int(layer.node.metadata.get(GROUP_AXIS, layer.group_axis))
-    broken = pattern.count_violations(weight != 0, group_axis=group_axis)
-    return f"{broken} of {weight.size // pattern.m} groups keep more than {pattern.n} of {pattern.m} weights" if broken else ""
-
-
-def _weight_fault(layer: WeightedLayer, source: Graph, plan: Graph) -> str:
+def _weight_fault(layer: WeightedLayer, source: Graph, in_plan: tuple[WeightedLayer, ...]) -> str:
     """How the layer's constants differ between file and plan; empty if they don't."""
-    # fusing keeps the names of nodes or invents new ones; where it keeps them, the node must read the same constants
-    for node in plan.nodes:
-        if node.name == layer.node.name and layer.weight_name not in node.inputs:
-            return f"it reads {', '.join(node.inputs[1:])} in the plan instead of {layer.weight_name}"
-    for name in layer.node.inputs[1:]:
-        if name not in source.constants:
-            continue
-        expected, found = source.constants[name], plan.constants.get(name)
-        if found is None or found.shape != expected.shape or found.dtype != expected.dtype:
-            return f"{name} is not in the plan as {expected.dtype} {expected.shape}"
-        different = int((found != expected).sum())
-        if different:
-            largest = float(np.abs(found.astype(np.float64) - expected.astype(np.float64)).max())
-            return f"{different} of {found.size} values of {name} differ, by up to {largest:.3g}"
-    return ""
+    found = layer_in_plan(layer, in_plan)
+    if found is None:
+        return f"its weight {layer.stored_name} is not in the plan"
+    if found.stored_name != layer.stored_name and found.stored_name in source.constants:
+        return f"it reads {found.stored_name} in the plan instead of {layer.stored_name}"
+    if layer.bias is not None and found.bias is None:
+        return "its bias is not in the plan"
+    fault = _difference(layer.stored_name, layer.weight, found.weight, 0.0)
+    if fault or layer.bias is None or found.bias is None:
+        return fault
+    name = layer.node.inputs[2]
+    # The scale of a quantized bias is recomputed by the runtime, with one more rounding of a float32 product on each side.
+    return _difference(name, layer.bias, found.bias, 2.0**-22 if found.quantized else 0.0)
+
+
+def _difference(name: str, expected: npt.NDArray[Any], found: npt.NDArray[Any], tolerance: float) -> str:
+    if found.shape != expected.shape:
+        return f"{name} is not in the plan with the shape {expected.shape}"
+    # types may differ where a conversion was carried out beforehand, values may not
+    ours, theirs = expected.astype(np.float64), found.astype(np.float64)
+    # the negation counts NaN as different
+    different = int((~(np.abs(ours - theirs) <= tolerance * np.abs(ours))).sum())
+    if not different:
+        return ""
+    return f"{different} of {found.size} values of {name} differ, by up to {float(np.abs(ours - theirs).max()):.3g}"
 
 
 def _faults(found: dict[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
@@ -11,7 +12,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.graph.evaluate import unsupported_operators
-from masksparse_deploy.validate.deployed import check_conformity, check_weights, read_plan_graph, require_chain
+from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.labels import check_above_chance, require_classes
@@ -26,6 +27,7 @@ from masksparse_deploy.validate.outputs import (
     row_norms,
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
+from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.verdict import overall_verdict
 
 __all__ = ["validate"]
@@ -46,6 +48,7 @@ def validate(
     sparse_onnx: Path,
     certificate: Certificate,
     probe: Path | None,
+    baked: BakeReport | None = None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -61,6 +64,7 @@ def validate(
         sparse_onnx: the file the sparse engine was built from.
         certificate: proved bounds about the two files.
         probe: images with PyTorch's outputs, from the bake stage; None where there are none.
+        baked: the report of the bake stage; None leaves what only it can tell of the layers' sparsity unchecked.
         samples: labelled images for accuracy; the first ones also for the references.
         gates: what the user demands.
         engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
@@ -78,7 +82,13 @@ def validate(
     require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate)
     for network in (dense, sparse):
         require_classes(network.outputs, samples.labels)
-    checks = _plan_checks(dense, sparse)
+    dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
+    survived = survival(sparse.graph, sparse_plan, sparse.engine, baked)
+    checks = [
+        check_survival(survived, sparse.engine),
+        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, sparse.engine.backend),
+        check_weights("weights of the dense plan", dense.graph, dense_plan, dense.engine.backend),
+    ]
     checks.append(check_finite(dense.outputs, sparse.outputs))
     progress("validate", 1, _STEPS)
     layers: tuple[LayerDeviation, ...] = ()
@@ -106,16 +116,8 @@ def validate(
         layers=layers,
         accuracy=accuracy,
         verdict=overall_verdict(checks),
+        survival=survived,
     )
-
-
-def _plan_checks(dense: Deployed, sparse: Deployed) -> list[Check]:
-    dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
-    return [
-        check_conformity(sparse.graph, sparse_plan, sparse.engine.backend),
-        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, sparse.engine.backend),
-        check_weights("weights of the dense plan", dense.graph, dense_plan, dense.engine.backend),
-    ]
 
 
 def _reference_checks(dense: Deployed, sparse: Deployed, *, has_probe: bool) -> list[Check]:
