@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,16 +13,17 @@ import onnx_ir as ir
 
 from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
-from masksparse_deploy.bake.conformity import check_conformity
+from masksparse_deploy.bake.convert import convert
 from masksparse_deploy.bake.export import export_onnx
-from masksparse_deploy.bake.fidelity import changed_kept_weights, foreign_kernels
+from masksparse_deploy.bake.fit import fit_masks
+from masksparse_deploy.bake.pad import pad_channels, padded_weights
 from masksparse_deploy.bake.probe import forward, probe_bytes
-from masksparse_deploy.bake.twins import changed_constants, structural_differences
-from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
+from masksparse_deploy.bake.verify import masked, verify_converted, verify_export, with_checkpoints
+from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.config import BakeOptions
-from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import make_folder, sha256_bytes, write_atomic
-from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.core.masks import MaskSet, fingerprint
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.model import Graph
@@ -49,12 +51,14 @@ def bake(
     source_sha256: str,
     out: Path,
     probe_images: Array,
+    calibration: Array | None = None,
     progress: Progress = silent,
 ) -> BakeReport:
     """Export a network twice over one graph, as it is and with its masks written in, and check what was written.
 
     Where the mask set brings re-estimated batch-norm statistics, the sparse file is made from a second export with them;
-    otherwise from the dense one, and the files differ in masked values and annotations only.
+    otherwise from the dense one, and the files differ in masked values and annotations only. Where masks have groups that are
+    not full, both files get channels of zeros.
 
     Args:
         dense_model: the trained network, from float32 images (batch, channels, height, width) to logits; left as it was.
@@ -64,6 +68,7 @@ def bake(
         source_sha256: fingerprint of the network's state dict.
         out: folder for dense.onnx, sparse.onnx, probe.safetensors and, last, bake.json.
         probe_images: float32 (count, channels, height, width), a handful.
+        calibration: likewise, more of them: what ranges and scales of reduced precisions are measured on; INT8 needs them.
         progress: told how far the work is.
 
     Returns:
@@ -81,37 +86,50 @@ def bake(
         )
     trained = _trained_weights(dense_model, masks)
     make_folder(out)
-    steps = 5
+    steps = 6
     progress("dense export", 0, steps)
-    exported = export_onnx(dense_model, example_shape, opset=options.opset)
-    dense_bytes = _rewritten(exported, MarkDense())
+    dense = ir.from_proto(onnx.load_model_from_string(export_onnx(dense_model, example_shape, opset=options.opset)))
+    padding = pad_channels(dense, masks)
+    MarkDense()(dense)
     progress("sparse export", 1, steps)
-    if masks.statistics:
-        with _with_statistics(dense_model, masks):
-            exported = export_onnx(dense_model, example_shape, opset=options.opset)
-    sparse_bytes = _rewritten(exported, ApplyMasks(masks), Annotate(masks))
+    with _with_statistics(dense_model, masks):
+        sparse = ir.from_proto(onnx.load_model_from_string(export_onnx(dense_model, example_shape, opset=options.opset)))
+    pad_channels(sparse, masks)
+    stored = _in_stored_axes(sparse, padding.masks)
+    ApplyMasks(stored)(sparse)
+    Annotate(stored)(sparse)
     progress("conformity", 2, steps)
-    layers = _check(dense_bytes, sparse_bytes, masks, trained)
-    progress("reference outputs", 3, steps)
-    replaced = {**masks.statistics, **_masked(trained, masks)}
+    weights = _like_masks(padded_weights(trained, padding.masks), stored)
+    protos = [ir.to_proto(model) for model in (dense, sparse)]
+    exported = verify_export(*_graphs(protos), stored, weights)
+    progress("precision", 3, steps)
+    conversions = [convert(proto, options, calibration, masks=own) for proto, own in zip(protos, (None, stored), strict=True)]
+    files = [conversion.model.SerializeToString(deterministic=True) for conversion in conversions]
+    layers = verify_converted(*_graphs([conversion.model for conversion in conversions]), stored, options.precision)
+    progress("reference outputs", 4, steps)
     probe = probe_bytes(
         np.ascontiguousarray(probe_images),
         forward(dense_model, probe_images, {}),
-        forward(dense_model, probe_images, replaced),
+        forward(dense_model, probe_images, {**masks.statistics, **masked(trained, masks)}),
     )
-    progress("writing", 4, steps)
-    for name, data in ((DENSE_NAME, dense_bytes), (SPARSE_NAME, sparse_bytes), (PROBE_NAME, probe)):
+    progress("writing", 5, steps)
+    for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), (PROBE_NAME, probe)):
         write_atomic(out / name, data)
+    measured = options.precision != "fp32" and calibration is not None
     report = BakeReport(
-        dense_sha256=sha256_bytes(dense_bytes),
-        sparse_sha256=sha256_bytes(sparse_bytes),
+        dense_sha256=sha256_bytes(files[0]),
+        sparse_sha256=sha256_bytes(files[1]),
         mask_set_sha256=masks.digest,
         probe_sha256=sha256_bytes(probe),
         opset=options.opset,
         precision=options.precision,
+        calibration_sha256=fingerprint({"images": calibration}) if measured else None,
         statistics_updated=bool(masks.statistics),
-        layers=layers,
+        layers=with_checkpoints(exported, layers, stored, weights),
         skipped=masks.skipped,
+        ranges=conversions[1].ranges,
+        remarks=conversions[1].remarks,
+        padded=padding.layers,
     )
     report.write(out / REPORT_NAME)
     progress("baked", steps, steps)
@@ -129,13 +147,28 @@ def _trained_weights(model: "nn.Module", masks: MaskSet) -> dict[str, Array]:
     return {name: parameters[name].detach().cpu().numpy() for name in masks.layers}
 
 
-def _masked(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
-    return {name: np.where(mask.keep, weights[name], np.float32(0)) for name, mask in masks.layers.items()}
+def _in_stored_axes(model: ir.Model, masks: MaskSet) -> MaskSet:
+    """The masks as the exporter stored their weights; a linear layer's may be transposed."""
+    fitted = {mask.weight_name: mask for mask in fit_masks(model, masks).values()}
+    if all(fitted[name] is mask for name, mask in masks.layers.items()):
+        return masks
+    return replace(masks, layers=fitted, padded_from=masks.digest)
+
+
+def _like_masks(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
+    """Trained weights in the axes of their masks."""
+    return {name: weight if weight.shape == masks.layers[name].keep.shape else weight.T for name, weight in weights.items()}
+
+
+def _graphs(models: Sequence[onnx.ModelProto]) -> Iterator[Graph]:
+    """The dense and the sparse graph, read from the bytes that are written."""
+    for name, model in zip((DENSE_NAME, SPARSE_NAME), models, strict=True):
+        yield parse_graph(model.SerializeToString(deterministic=True), name=name)
 
 
 @contextmanager
 def _with_statistics(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
-    """Lend the network the mask set's batch-norm statistics; not every network can be copied."""
+    """Lend the network the mask set's batch-norm statistics, if any; not every network can be copied."""
     torch: Any = require("torch", needed_for="exporting to ONNX")
     buffers = dict(model.named_buffers())
     for name, value in masks.statistics.items():
@@ -157,55 +190,5 @@ def _with_statistics(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
                 buffers[name].copy_(before)
 
 
-def _rewritten(data: bytes, *passes: ir.passes.PassBase) -> bytes:
-    model = ir.from_proto(onnx.load_model_from_string(data))
-    for rewrite in passes:
-        rewrite(model)
-    rewritten: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
-    return rewritten
-
-
-def _check(dense_bytes: bytes, sparse_bytes: bytes, masks: MaskSet, trained: Mapping[str, Array]) -> tuple[BakedLayer, ...]:
-    """Read both files anew: finite weights, one graph, the trained kernels, and every mask where it belongs."""
-    dense = parse_graph(dense_bytes, name=DENSE_NAME)
-    sparse = parse_graph(sparse_bytes, name=SPARSE_NAME)
-    _require_finite(dense)
-    _require_finite(sparse)
-    differences = structural_differences(dense, sparse)
-    if differences:
-        raise ArtifactError(
-            f"the dense and the sparse ONNX graph differ in more than values ({_some(differences)}); nothing was written: "
-            "batch-norm statistics that make a bias exactly zero in one of them do this, run 'masksparse learn' again without "
-            "mask.batch_norm"
-        )
-    conformity = check_conformity(sparse, masks)
-    findings = list(conformity.findings)
-    foreign = {
-        **dict.fromkeys(foreign_kernels(dense, trained)),
-        **dict.fromkeys(foreign_kernels(sparse, _masked(trained, masks))),
-    }
-    findings += [f"constant {name} is not the trained weight of that name" for name in foreign]
-    if not masks.statistics:
-        findings += [f"constant {name} changed" for name in changed_constants(dense, sparse) if name not in masks.layers]
-        findings += [f"kept weights of {name} changed" for name in changed_kept_weights(dense, sparse, masks)]
-    if findings:
-        raise ArtifactError(
-            f"the sparse ONNX graph does not conform to its masks ({_some(findings)}); nothing was written: the export of this "
-            "network rewrites the weights of a masked layer, exclude that layer with mask.exclude"
-        )
-    return conformity.layers
-
-
-def _some(findings: Sequence[str]) -> str:
-    more = f"; and {len(findings) - 3} more" if len(findings) > 3 else ""
-    return "; ".join(findings[:3]) + more
-
-
-def _require_finite(graph: Graph) -> None:
-    for name, array in graph.constants.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            count = int((~np.isfinite(array)).sum())
-            raise UsageError(
-                f"constant {name} of the exported graph holds {count} values that are not finite (NaN or infinity); "
-                "check the trained weights and batch-norm statistics"
-            )
+def _model(data: bytes) -> ir.Model:
+    return ir.from_proto(onnx.load_model_from_string(data))

@@ -36,8 +36,9 @@ class LayerRange(Record):
     """What one layer's numbers lose in a lower precision than FP32.
 
     `weight_overflow_count` weights are beyond the precision's largest finite number; `weight_flushed_count` of the
-    `weight_nonzero_count` weights that are not zero become zero. The same of the layer's outputs on the calibration images, as FP32 computes them: the largest
-    magnitude, how many lie beyond, and the share of nonzero ones that become zero; None where they were not measured.
+    `weight_nonzero_count` weights that are not zero become zero. The same of the layer's outputs on the
+    calibration images, as FP32 computes them: the largest magnitude, how many lie beyond, and the share of nonzero ones that
+    become zero; None where they were not measured.
     """
 
     node: str
@@ -81,6 +82,8 @@ class BakeReport(Document):
 
     `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
+    `padded` are the layers that got channels of zeros, and what that costs.
+
     `ranges` tell what reduced precision costs each layer of the sparse file, measured on the images with the fingerprint
     `calibration_sha256` (None: without images); `remarks` are what of it a user should know. Both are empty with FP32.
     """
@@ -102,6 +105,7 @@ class BakeReport(Document):
     padded: tuple[PaddedLayer, ...] = ()
     ranges: tuple[LayerRange, ...] = ()
     remarks: tuple[str, ...] = ()
+    padded: tuple[PaddedLayer, ...] = ()
 
 
 class LintLayer(Record):

@@ -1,0 +1,129 @@
+"""What the bake stage checks of the files it is about to write, from their bytes: one graph, the trained kernels, the masks."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from masksparse_deploy.bake.conformity import check_conformity
+from masksparse_deploy.bake.fidelity import changed_kept_weights, foreign_kernels
+from masksparse_deploy.bake.twins import changed_constants, structural_differences
+from masksparse_deploy.core.artifacts.baking import BakedLayer
+from masksparse_deploy.core.artifacts.survival import Checkpoint
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.graph.model import Graph
+
+__all__ = ["masked", "verify_converted", "verify_export", "with_checkpoints"]
+
+Array = npt.NDArray[np.float32]
+
+
+def verify_export(dense: Graph, sparse: Graph, masks: MaskSet, trained: Mapping[str, Array]) -> tuple[BakedLayer, ...]:
+    """Check the FP32 graphs: finite weights, one structure, the trained kernels, and every mask where it belongs.
+
+    Args:
+        dense: the dense twin.
+        sparse: the same with the masks in it.
+        masks: in the axes of the stored constants.
+        trained: parameter name -> weight as trained, in the same axes.
+
+    Raises:
+        UsageError: a constant is NaN or infinite.
+        ArtifactError: anything else is wrong.
+    """
+    _require_finite(dense)
+    _require_finite(sparse)
+    _require_one_graph(dense, sparse)
+    conformity = check_conformity(sparse, masks)
+    findings = list(conformity.findings)
+    foreign = {
+        **dict.fromkeys(foreign_kernels(dense, trained)),
+        **dict.fromkeys(foreign_kernels(sparse, masked(trained, masks))),
+    }
+    findings += [f"constant {name} is not the trained weight of that name" for name in foreign]
+    if not masks.statistics:
+        findings += [f"constant {name} changed" for name in changed_constants(dense, sparse) if name not in masks.layers]
+        findings += [f"kept weights of {name} changed" for name in changed_kept_weights(dense, sparse, masks)]
+    if findings:
+        raise ArtifactError(
+            f"the sparse ONNX graph does not conform to its masks ({_some(findings)}); nothing was written: the export of this "
+            "network rewrites the weights of a masked layer, exclude that layer with mask.exclude"
+        )
+    return conformity.layers
+
+
+def verify_converted(dense: Graph, sparse: Graph, masks: MaskSet, precision: str) -> tuple[BakedLayer, ...]:
+    """Check the graphs after conversion: finite weights, one structure, and every mask still where it belongs.
+
+    Raises:
+        ArtifactError: conforming until then, something is wrong now.
+    """
+    _require_one_graph(dense, sparse)
+    conformity = check_conformity(sparse, masks)
+    findings = list(conformity.findings)
+    for graph in (dense, sparse):
+        findings += [f"constant {name} holds values that are not finite" for name, _ in _not_finite(graph)]
+    if findings:
+        raise ArtifactError(
+            "the ONNX graph conformed to its masks when it was exported, and no longer does after the conversion to "
+            f"{precision} ({_some(findings)}); nothing was written: bake in fp32, and report this"
+        )
+    return conformity.layers
+
+
+def with_checkpoints(
+    exported: Iterable[BakedLayer], converted: Iterable[BakedLayer], masks: MaskSet, trained: Mapping[str, Array]
+) -> tuple[BakedLayer, ...]:
+    """The layers of the written file, with what was counted in the module, the export and the file."""
+    before = {layer.node: layer for layer in exported}
+    weights = masked(trained, masks)
+    layers = []
+    for layer in converted:
+        mask = masks.layers[layer.weight_name]
+        counts = (
+            (mask.pattern.count_violations(weights[layer.weight_name] != 0, group_axis=mask.group_axis), layer.group_count),
+            (before[layer.node].violation_count, before[layer.node].group_count),
+            (layer.violation_count, layer.group_count),
+        )
+        checkpoints = tuple(
+            Checkpoint(stage=stage, violation_count=violation_count, group_count=group_count)
+            for stage, (violation_count, group_count) in zip(("module", "onnx", "converted"), counts, strict=True)
+        )
+        layers.append(layer.model_copy(update={"checkpoints": checkpoints}))
+    return tuple(layers)
+
+
+def masked(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
+    """The weights with zeros where their masks drop them."""
+    return {name: np.where(mask.keep, weights[name], np.float32(0)) for name, mask in masks.layers.items()}
+
+
+def _require_one_graph(dense: Graph, sparse: Graph) -> None:
+    differences = structural_differences(dense, sparse)
+    if differences:
+        raise ArtifactError(
+            f"the dense and the sparse ONNX graph differ in more than values ({_some(differences)}); nothing was written: "
+            "batch-norm statistics that make a bias exactly zero in one of them do this, run 'masksparse learn' again without "
+            "mask.batch_norm"
+        )
+
+
+def _require_finite(graph: Graph) -> None:
+    for name, count in _not_finite(graph):
+        raise UsageError(
+            f"constant {name} of the exported graph holds {count} values that are not finite (NaN or infinity); "
+            "check the trained weights and batch-norm statistics"
+        )
+
+
+def _not_finite(graph: Graph) -> Iterable[tuple[str, int]]:
+    for name, array in graph.constants.items():
+        # The types of ml_dtypes, such as bfloat16, are of no kind that NumPy knows
+        if array.dtype.kind in "fV" and not np.isfinite(array).all():
+            yield name, int((~np.isfinite(array)).sum())
+
+
+def _some(findings: Sequence[str]) -> str:
+    more = f"; and {len(findings) - 3} more" if len(findings) > 3 else ""
+    return "; ".join(findings[:3]) + more
