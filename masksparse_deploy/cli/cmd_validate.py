@@ -6,7 +6,9 @@ import click
 
 from masksparse_deploy.cli.options import input_option, json_option, output_option, with_options, with_test_samples
 from masksparse_deploy.cli.render import validate_lines, verdict_line
+from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.cli.terminal import emit, shown_progress
+from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.samples import Samples
@@ -21,6 +23,7 @@ __all__ = ["command"]
 @input_option("--sparse-onnx", "The file that the sparse engine was built from.")
 @input_option("--certificate", "The certificate of the two files.")
 @input_option("--probe", "probe.safetensors: outputs of the PyTorch models, written by 'masksparse bake'.", required=False)
+@input_option("--bake-report", "bake.json, written by 'masksparse bake': where each layer's sparsity was seen.", required=False)
 @with_test_samples
 @with_options(Gates, "gates")
 @with_options(EngineOptions, "engine_options", only=("batch", "threads"))
@@ -33,6 +36,7 @@ def command(
     sparse_onnx: Path,
     certificate: Path,
     probe: Path | None,
+    bake_report: Path | None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -50,6 +54,7 @@ def command(
             sparse_onnx=sparse_onnx,
             certificate=Certificate.read(certificate),
             probe=probe,
+            baked=None if bake_report is None else BakeReport.read(bake_report),
             samples=samples,
             gates=gates,
             engine_options=engine_options,
@@ -57,5 +62,5 @@ def command(
             progress=progress,
         )
     report.write(out)
-    emit(report, as_json, *validate_lines(report), verdict_line(report, str(out)))
+    emit(report, as_json, *survival_table(report.survival), *validate_lines(report), verdict_line(report, str(out)))
     return 0 if report.verdict == "pass" else 1

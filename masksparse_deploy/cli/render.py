@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from masksparse_deploy.cli.render_survival import survival_line
 from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Interval
@@ -140,6 +141,8 @@ def validate_lines(report: ValidationReport) -> list[str]:
         f"{_percent(accuracy.sparse_correct / accuracy.total)}, drop {accuracy.drop_points:.2f} "
         f"{_interval(accuracy.drop_interval, 1.0, '.2f')} points",
     ]
+    if report.survival:
+        lines.append(survival_line(report.survival))
     for check in report.checks:
         if check.verdict != "pass":
             lines.append(f"[{_COLOURS[check.verdict]}]{check.verdict}[/] {escape(check.name)}: {escape(check.detail)}")

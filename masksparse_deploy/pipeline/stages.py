@@ -159,7 +159,8 @@ def _certify(job: Job, progress: Progress) -> None:
 
 
 def _validate_inputs(job: Job) -> dict[str, Any]:
-    files = ("dense.engine.json", "sparse.engine.json", "dense.onnx", "sparse.onnx", "certificate.json", "probe.safetensors")
+    engines, models = ("dense.engine.json", "sparse.engine.json"), ("dense.onnx", "sparse.onnx")
+    files = (*engines, *models, "certificate.json", "probe.safetensors", "bake.json")
     return {
         "files": {name: job.digest(name) for name in files},
         "test": _test_inputs(job),
@@ -169,6 +170,7 @@ def _validate_inputs(job: Job) -> dict[str, Any]:
 
 
 def _validate(job: Job, progress: Progress) -> None:
+    from masksparse_deploy.core.artifacts.baking import BakeReport
     from masksparse_deploy.core.artifacts.certificate import Certificate
     from masksparse_deploy.validate.run import validate
 
@@ -179,6 +181,7 @@ def _validate(job: Job, progress: Progress) -> None:
         sparse_onnx=job.out / "sparse.onnx",
         certificate=Certificate.read(job.out / "certificate.json"),
         probe=job.out / "probe.safetensors",
+        baked=BakeReport.read(job.out / "bake.json"),
         samples=job.test,
         gates=job.config.gates,
         engine_options=job.config.engine,

@@ -1,6 +1,8 @@
-from masksparse_deploy.cli.render import learn_lines
+from masksparse_deploy.cli.render import learn_lines, validate_lines
+from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.learning import Stage
-from tests.report.artifacts import make_learn
+from masksparse_deploy.core.artifacts.survival import StageState
+from tests.report.artifacts import make_learn, make_survival, make_validation
 
 DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
 MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)
@@ -39,3 +41,25 @@ def test_a_stage_that_was_left_out_says_why() -> None:
 def test_without_a_recipe_there_is_nothing_about_it() -> None:
     assert not any("recipe" in line or "reordered" in line for line in lines())
     assert "channels reordered in 7 tensors; the dense network computes the same" in lines(permutation_count=7)
+
+
+def test_the_four_checkpoints_of_every_layer() -> None:
+    line = "sparsity seen of 9 masked layers: module 9, onnx 9, converted 9, engine 9"
+    assert line in validate_lines(make_validation())
+    layers = make_survival(lost=make_validation().layers[4].layer)
+    hidden = StageState(state="not checked", why="no bake report was given for it")
+    table, reason = survival_table(tuple(layer.model_copy(update={"module": hidden}) for layer in layers))
+    assert not isinstance(table, str)
+    columns = {str(column.header): list(column.cells) for column in table.columns}
+    assert columns["module"] == ["[yellow]not checked[/]"] * 9
+    assert (
+        columns["engine"]
+        == ["[green]conforming[/]"] * 4 + ["[red]broken (3 of 2,304 groups)[/]"] + ["[green]conforming[/]"] * 4
+    )
+    assert columns["lost at"] == ["-"] * 4 + ["[red]engine[/]"] + ["-"] * 4
+    assert reason == "[yellow]module[/] no bake report was given for it"
+
+
+def test_without_masked_layers_there_is_no_table() -> None:
+    assert list(survival_table(())) == []
+    assert not any("sparsity seen" in line for line in validate_lines(make_validation().model_copy(update={"survival": ()})))

@@ -11,6 +11,7 @@ from masksparse_deploy.core.artifacts.document import Interval, SkippedLayer
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share, TrainingPoint
 from masksparse_deploy.core.artifacts.selection import Assigned, LayerSelection, LayerSensitivity, Measured, SelectionStep
+from masksparse_deploy.core.artifacts.survival import LayerSurvival, StageState
 from masksparse_deploy.core.artifacts.timing import Latency, ProfileReport, RunConditions, Speedup
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.files import sha256_bytes
@@ -338,6 +339,24 @@ def make_check(name: str, verdict: str = "pass", **changes: Any) -> Check:
     return Check(name=name, verdict=verdict, **{**values, **changes})
 
 
+def make_survival(lost: str | None = None) -> tuple[LayerSurvival, ...]:
+    """Every layer sound at all stages; the one called `lost` has three broken groups in the engine."""
+    sound = StageState(state="conforming", group_count=2304)
+    broken = StageState(state="broken", violation_count=3, group_count=2304)
+    return tuple(
+        LayerSurvival(
+            layer=name,
+            pattern="2:4",
+            module=sound,
+            onnx=sound,
+            converted=sound,
+            engine=broken if name == lost else sound,
+            lost_at="engine" if name == lost else None,
+        )
+        for name, *_ in LAYERS
+    )
+
+
 def make_validation(verdict: str = "pass") -> ValidationReport:
     labels = np.arange(597) % 10
     dense, sparse = labels.copy(), labels.copy()
@@ -411,4 +430,5 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
         layers=layers,
         accuracy=compare_accuracy(dense, sparse, labels, 0.95),
         verdict=verdict,
+        survival=make_survival(),
     )

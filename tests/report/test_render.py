@@ -6,11 +6,21 @@ import plotly.graph_objects as go
 import pytest
 
 from masksparse_deploy.core.artifacts.learning import Stage
+from masksparse_deploy.core.artifacts.survival import StageState
 from masksparse_deploy.core.errors import MachineError, OutputError
 from masksparse_deploy.report import plots
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import REPORT_NAME, render_report, write_report
-from tests.report.artifacts import STAGES, make_engine, make_inputs, make_learn, make_profile, make_selection, make_validation
+from tests.report.artifacts import (
+    STAGES,
+    make_engine,
+    make_inputs,
+    make_learn,
+    make_profile,
+    make_selection,
+    make_survival,
+    make_validation,
+)
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -64,6 +74,17 @@ def test_everything_is_said():
         make_engine("sparse").plan_sha256,
     ):
         assert expected in text
+
+
+def test_where_a_layer_lost_its_sparsity():
+    assert "None of the 9 masked layers was seen to lose it." in _text(render_report(make_inputs()))
+    lost = make_survival(lost=make_validation().layers[4].layer)
+    hidden = lost[0].model_copy(update={"module": StageState(state="not checked", why="nobody <looked>")})
+    validation = make_validation().model_copy(update={"survival": (hidden, *lost[1:])})
+    html = render_report(make_inputs(validation=validation))
+    assert "1 of 9 masked layers lost it." in _text(html)
+    assert "broken 3 of 2,304 groups engine" in _text(html)
+    assert "not checked nobody <looked> conforming" in _text(html)
 
 
 def test_the_structure_is_sound():
