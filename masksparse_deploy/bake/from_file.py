@@ -35,7 +35,7 @@ from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import MaskSet, fingerprint
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.annotations import PREFIX
-from masksparse_deploy.graph.reader import read_graph
+from masksparse_deploy.graph.reader import read_graph, weighted_layers
 
 __all__ = ["bake_file"]
 
@@ -95,15 +95,15 @@ def bake_file(
     MarkDense()(dense)
     ApplyMasks(padding.masks)(sparse)
     Annotate(padding.masks)(sparse)
-    inner = _read_by_bodies(sparse, masks)
+    readers = {weight.initializer.name or "": weight.node.name or "" for weight in trace_weights(sparse)}
     progress("converting", 2, steps)
-    twins = _converted(dense, sparse, options, calibration)
+    twins = _converted(dense, sparse, padding.masks, options, calibration)
     with staged_folder(out) as folder:
         progress("writing", 3, steps)
         for name, model in ((DENSE_NAME, twins.dense), (SPARSE_NAME, twins.sparse)):
             write_model(model, folder / name, layout=layout)
         progress("checking", 4, steps)
-        layers = _check(folder, padding.masks, inner, exact=options.precision != "int8")
+        layers = _check(folder, padding.masks, readers, exact=options.precision != "int8")
         report = BakeReport(
             origin="onnx",
             dense_sha256=read_graph(folder / DENSE_NAME).sha256,
@@ -170,11 +170,12 @@ class _Twins:
     remarks: tuple[str, ...] = ()
 
 
-def _converted(dense: ir.Model, sparse: ir.Model, options: BakeOptions, images: Array | None) -> _Twins:
+def _converted(dense: ir.Model, sparse: ir.Model, masks: MaskSet, options: BakeOptions, images: Array | None) -> _Twins:
     """Both models in the precision asked for, brought there in the same way."""
     if options.precision == "fp32":
         return _Twins(dense=dense, sparse=sparse)
-    of_dense, of_sparse = (convert(proto_with_data(model), options, images) for model in (dense, sparse))
+    of_dense = convert(proto_with_data(dense), options, images)
+    of_sparse = convert(proto_with_data(sparse), options, images, masks=masks)
     return _Twins(
         dense=to_ir(of_dense.model, Path()),
         sparse=to_ir(of_sparse.model, Path()),
@@ -183,26 +184,13 @@ def _converted(dense: ir.Model, sparse: ir.Model, options: BakeOptions, images: 
     )
 
 
-def _read_by_bodies(model: ir.Model, masks: MaskSet) -> dict[str, str]:
-    """The masked constants that no operator of the main graph multiplies by -> an operator in a body or function that does."""
-    main: set[str] = set()
-    inner: dict[str, str] = {}
-    for weight in trace_weights(model):
-        name = weight.initializer.name or ""
-        if weight.node.graph is model.graph:
-            main.add(name)
-        elif name in masks.layers:
-            inner[name] = weight.node.name or ""
-    return {name: node for name, node in inner.items() if name not in main}
-
-
-def _check(folder: Path, masks: MaskSet, inner: Mapping[str, str], *, exact: bool) -> tuple[BakedLayer, ...]:
+def _check(folder: Path, masks: MaskSet, readers: Mapping[str, str], *, exact: bool) -> tuple[BakedLayer, ...]:
     """Read both files anew: one graph, other values only where a mask drops them, and every mask where it belongs.
 
     Args:
         folder: holds both files.
         masks: in the axes of the stored constants.
-        inner: as `_read_by_bodies` gives it.
+        readers: name of each constant -> an operator that multiplies by it, for the report on those in bodies.
         exact: whether kept weights are the same in both files; INT8 gives each file scales of its own.
     """
     dense, sparse = (load_proto(folder / name) for name in (DENSE_NAME, SPARSE_NAME))
@@ -216,12 +204,13 @@ def _check(folder: Path, masks: MaskSet, inner: Mapping[str, str], *, exact: boo
 
     differences = proto_differences(dense, sparse, same_content if exact else any_content)
     findings = [f"dense and sparse file differ in {path}" for path in differences]
-    in_main = {name: mask for name, mask in masks.layers.items() if name not in inner}
-    conformity = check_conformity(
-        read_graph(folder / SPARSE_NAME), dataclasses.replace(masks, layers=in_main, padded_from=masks.digest)
-    )
+    graph = read_graph(folder / SPARSE_NAME)
+    in_main = {layer.stored_name for layer in weighted_layers(graph)}
+    bodies = {name: readers[name] for name in masks.layers if name not in in_main}
+    rest = {name: mask for name, mask in masks.layers.items() if name in in_main}
+    conformity = check_conformity(graph, dataclasses.replace(masks, layers=rest, padded_from=masks.digest))
     findings += conformity.findings
-    layers = (*conformity.layers, *_layers_in_bodies(sparse, masks, inner, folder))
+    layers = (*conformity.layers, *_layers_in_bodies(sparse, masks, bodies, folder))
     findings += [f"{layer.node}: {layer.violation_count} groups keep too many" for layer in layers if layer.violation_count]
     if findings:
         raise ArtifactError(
@@ -231,17 +220,17 @@ def _check(folder: Path, masks: MaskSet, inner: Mapping[str, str], *, exact: boo
     return layers
 
 
-def _layers_in_bodies(model: onnx.ModelProto, masks: MaskSet, inner: Mapping[str, str], folder: Path) -> Iterator[BakedLayer]:
-    """What a file holds of the masks that apply in bodies of If, Loop and Scan and in functions."""
+def _layers_in_bodies(model: onnx.ModelProto, masks: MaskSet, readers: Mapping[str, str], folder: Path) -> Iterator[BakedLayer]:
+    """What a file holds of the masks that apply in bodies of If, Loop and Scan and in functions: those of `readers`."""
     for name, tensor in constants(model):
-        if name not in inner:
+        if name not in readers:
             continue
         mask, values = masks.layers[name], tensor_array(tensor, folder)
         counts = nonzeros_per_group(values, axis=mask.group_axis, size=mask.pattern.m)
         yield BakedLayer(
             layer=name.removesuffix(".weight"),
             weight_name=name,
-            node=inner[name],
+            node=readers[name],
             initializer=name,
             shape=values.shape,
             pattern=str(mask.pattern),

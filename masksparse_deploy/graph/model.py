@@ -37,7 +37,7 @@ class Graph:
             are in `bodies`.
         constants: initializers and the values of Constant nodes, by name, in their stored dtype; a body may also read those of
             the graphs around it, which are not repeated here.
-        constant_metadata: metadata_props of initializers, by name.
+        constant_metadata: metadata_props of initializers and of the tensors of Constant nodes, by name.
         inputs: name -> shape of the inputs that are not initializers; None for a dynamic length, () for an input that is no
             tensor or whose number of axes the file does not tell.
         outputs: names of the graph's outputs.
@@ -82,6 +82,7 @@ class WeightedLayer:
             it otherwise. In the stored dtype unless it passes through Cast; float32 behind DequantizeLinear.
         stored_name: the initializer or Constant that the weight comes from; `weight_name` where it is read directly.
         stored: that constant, in its stored dtype and shape.
+        stored_metadata: metadata_props of that initializer.
         route: types of the operators between the two, from the constant on.
         layout: how `stored` is turned round on the way (see graph.layout).
         quantized: name of the dtype that DequantizeLinear reads, such as "int8"; None without one.
@@ -96,6 +97,7 @@ class WeightedLayer:
     weight: Array
     stored_name: str
     stored: Array
+    stored_metadata: Mapping[str, str]
     route: tuple[str, ...]
     layout: tuple[LayoutStep, ...]
     quantized: str | None
@@ -117,4 +119,4 @@ class WeightedLayer:
     @property
     def stored_group_axis(self) -> int | None:
         """The axis of `stored` along which N:M groups run; None where a Reshape splits or joins the input channels."""
-        return stored_axis(self.group_axis, self.layout)
+        return stored_axis(self.group_axis, self.layout) if self.group_axis < self.weight.ndim else None

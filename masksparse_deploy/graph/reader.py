@@ -103,14 +103,15 @@ class _View:
         constants = {tensor.name: self._store.array(tensor) for tensor in proto.initializer}
         if len(constants) < len(proto.initializer):
             raise ValueError("two initializers have the same name")
-        nodes, bodies = self._nodes(proto, constants)
+        metadata = {tensor.name: _properties(tensor) for tensor in proto.initializer}
+        nodes, bodies = self._nodes(proto, constants, metadata)
         values = [*proto.input, *proto.value_info, *proto.output]
         shapes: dict[str, Shape] = {value.name: _shape(value) for value in values if value.type.tensor_type.HasField("shape")}
         shapes.update({key: tuple(array.shape) for key, array in constants.items()})
         return Graph(
             nodes=nodes,
             constants=constants,
-            constant_metadata={tensor.name: _properties(tensor) for tensor in proto.initializer},
+            constant_metadata=metadata,
             inputs={value.name: shapes.get(value.name, ()) for value in proto.input if value.name not in constants},
             outputs=tuple(value.name for value in proto.output),
             shapes=shapes,
@@ -120,8 +121,10 @@ class _View:
             bodies=bodies,
         )
 
-    def _nodes(self, graph: onnx.GraphProto, constants: dict[str, Array]) -> tuple[tuple[Node, ...], tuple[Body, ...]]:
-        """The operators and the bodies in them; the values of Constant nodes are put into `constants` instead."""
+    def _nodes(
+        self, graph: onnx.GraphProto, constants: dict[str, Array], metadata: dict[str, Mapping[str, str]]
+    ) -> tuple[tuple[Node, ...], tuple[Body, ...]]:
+        """The operators and the bodies in them; Constant nodes are put into `constants` and `metadata` instead."""
         taken = {proto.name for proto in graph.node}
         nodes: list[Node] = []
         bodies: list[Body] = []
@@ -130,6 +133,7 @@ class _View:
             domain = _domain(proto.domain)
             if proto.op_type == "Constant" and not domain and len(attributes) == 1:
                 constants[proto.output[0]] = _constant(attributes)
+                metadata[proto.output[0]] = _properties(proto.attribute[0].t)
                 continue
             name = proto.name or f"{proto.op_type}_{index}"
             while not proto.name and name in taken:
