@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +104,7 @@ def image_batches(model: onnx.ModelProto, images: Array) -> tuple[str, tuple[Arr
     Where the model fixes the size of a batch the last one may overlap the one before.
 
     Raises:
-        UsageError: the model does not have one input, or the images do not fit it, or there are too few for one batch.
+        UsageError: the model does not have one input, the images do not fit it or are not finite, or are too few for a batch.
     """
     stored = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in stored]
@@ -121,6 +122,8 @@ def image_batches(model: onnx.ModelProto, images: Array) -> tuple[str, tuple[Arr
             f"calibration: images are {images.dtype} {images.shape}, but the network's input {inputs[0].name} takes float32 "
             f"{tuple('any' if length is None else length for length in expected)}; give at least one batch of such images"
         )
+    if not np.isfinite(images).all():
+        raise UsageError("calibration: the images hold NaN or infinite values; remove or repair them")
     starts: Sequence[int] = range(0, len(images), size)
     if fixed:
         starts = [min(start, len(images) - size) for start in starts]
@@ -140,8 +143,9 @@ class _OneBatch:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """ONNX Runtime prints what it does, which would land among results, and divides by empty histogram bins on purpose."""
-    with contextlib.redirect_stdout(io.StringIO()), np.errstate(divide="ignore", invalid="ignore"):
+    """ONNX Runtime prints what it does, which would land among results; it divides by empty bins, and NaN is told below."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         yield
 
 

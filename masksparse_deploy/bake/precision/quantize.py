@@ -83,13 +83,10 @@ class InsertQuantizers(ir.passes.InPlacePass):
         names = _Names(model)
         for value, source in self._placement.tensors.items():
             _insert_pair(model.graph, value, _activation_scale(self._limits[source.name or ""]), names)
-        done: set[ir.Value] = set()
-        for layer in self._placement.layers:
-            weight = layer.inputs[1]
+        # A weight may have several readers, which are all redirected at once
+        for weight, layer in {layer.inputs[1]: layer for layer in self._placement.layers}.items():
             assert weight is not None
-            if weight not in done:
-                done.add(weight)
-                _quantize_weight(model, layer, weight, names)
+            _quantize_weight(model, layer, weight, names)
         for node, reason in self._placement.floats.items():
             node.metadata_props[keys.FLOAT_REASON] = reason
         for node, reason in self._placement.float_outputs.items():
