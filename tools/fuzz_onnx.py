@@ -71,10 +71,10 @@ def fuzz(
     with _scratch() as scratch, Worker(scratch, limits, stages) as worker:
         for number in numbers:
             case = make_case(seed, number)
-            for result in summary.add(case, _tried(case, worker, scratch)):
-                alike = summary.findings[result.signature]
-                if kept is not None and len(alike) <= _KEPT_COUNT:
-                    case.keep(kept / f"{seed}-{number}", f"{result.signature}\n\n{result.text}")
+            found = summary.add(case, _tried(case, worker, scratch))
+            is_new = any(len(summary.findings[result.signature]) <= _KEPT_COUNT for result in found)
+            if kept is not None and is_new:
+                case.keep(kept / f"{seed}-{number}", "\n\n".join(f"{result.signature}\n{result.text}" for result in found))
     return summary
 
 

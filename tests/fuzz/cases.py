@@ -1,6 +1,7 @@
 """One mutated file: made from a seed and a number, laid out in a folder, kept where it found something."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,8 @@ class Case:
     layout: Layout
 
     def keep(self, folder: Path, finding: str) -> None:
-        """Write the case so that `read_case` finds it, with what it found in words."""
+        """Write the case so that `read_case` finds it, with what it found in words; an earlier one of that number goes."""
+        shutil.rmtree(folder, ignore_errors=True)
         self.layout.write(folder / MODEL_FOLDER)
         names = ("number", "seed_name", "mutation", "precision")
         content = {name: getattr(self, name) for name in names}

@@ -137,7 +137,7 @@ def _wrong_extent(random: Random, layout: Layout) -> Layout:
     sizes = {entry.key: entry.value for entry in tensor.external_data}
     length = int(sizes["length"])
     if random.random() < 0.5:
-        _point(tensor, offset=random.choice(("-1", "-4096", "1000000", str(2**63 - 1), str(2**64), "abc", "1e3", "0x10", "")))
+        _point(tensor, offset=random.choice(("-1", "-4096", "1000000", str(2**63 - 1), str(2**64), "abc", "1e3", "0x10")))
     else:
         wrong = ("-1", "0", str(length - 1), str(length + 1), "1000000", str(2**63 - 1), "9" * 5000, "abc", "nan")
         _point(tensor, length=random.choice(wrong))
@@ -221,7 +221,7 @@ def _no_regular_file(random: Random, layout: Layout) -> Layout:
 
 def _nested(random: Random, layout: Layout) -> Layout:
     """If inside If, deeper than anybody writes and than protobuf reads; a second graph in a file is merged into the first."""
-    y = helper.make_tensor_value_info("deep", TensorProto.FLOAT, None)
+    y = helper.make_tensor_value_info("deep", TensorProto.FLOAT, [None, None])
     leaf = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["deep"])], "leaf", [], [y])
     shell = helper.make_graph([], "shell", [], [y]).SerializeToString()
     node = helper.make_node("If", ["condition"], ["deep"], else_branch=leaf).SerializeToString()

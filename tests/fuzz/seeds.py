@@ -304,7 +304,6 @@ def _everything_else() -> Seed:
     model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 8, "height", "width"]))
     annotation = model.graph.quantization_annotation.add(tensor_name="c")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="first")
-    model.training_info.add().algorithm.name = "training"
     return Seed(model=model.SerializeToString(), masks=_masks({"w": (w, 1), "k": (k, 0)}))
 
 

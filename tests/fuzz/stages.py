@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from masksparse_deploy.bake.from_file import bake_file
 from masksparse_deploy.bake.lint import lint
 from masksparse_deploy.cli.render import bake_lines, lint_table
 from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport
@@ -44,8 +45,6 @@ def lint_file(job: Job) -> None:
 
 def bake(job: Job) -> None:
     """`masksparse bake --onnx`, and the linter on both files that it wrote."""
-    from masksparse_deploy.bake.from_file import bake_file
-
     seed = seed_named(job.seed_name)
     images = np.random.default_rng(0).standard_normal(seed.input_shape, dtype=np.float32)
     options = BakeOptions.model_validate({"precision": job.precision})
