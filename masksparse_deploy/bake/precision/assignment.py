@@ -30,13 +30,19 @@ class Assignment:
 
     Attributes:
         lowered: the FP32 values that are to be stored or computed in 16 bits.
-        low_inputs: operator -> which of its FP32 inputs, by position, it takes in 16 bits.
-        low_outputs: bodies of control flow whose FP32 outputs are to be 16-bit.
+        low_inputs: operator -> which of its FP32 inputs, by position, it can take in 16 bits.
+        either_inputs: those of them that may as well be FP32, because no other input or output has their type.
+        low_bodies: bodies of control flow whose FP32 outputs are to be 16-bit.
     """
 
     lowered: frozenset[ir.Value]
     low_inputs: Mapping[ir.Node, frozenset[int]]
-    low_outputs: frozenset[ir.Graph]
+    either_inputs: Mapping[ir.Node, frozenset[int]]
+    low_bodies: frozenset[ir.Graph]
+
+    def needs_cast(self, node: ir.Node, position: int, *, is_low: bool) -> bool:
+        """Whether an operator cannot read an input that is 16-bit (`is_low`) or FP32 as it is."""
+        return position not in self.either_inputs[node] and (position in self.low_inputs[node]) != is_low
 
 
 def graphs_of(graph: ir.Graph, owner: ir.Node | None = None) -> Iterator[tuple[ir.Graph, ir.Node | None]]:
@@ -73,6 +79,7 @@ class _Assigner:
         self._opset = model.opset_imports.get(_STANDARD_DOMAIN) or model.opset_imports.get("ai.onnx") or 1
         self._graphs = list(graphs_of(model.graph))
         self._low_inputs: dict[ir.Node, frozenset[int]] = {}
+        self._either_inputs: dict[ir.Node, frozenset[int]] = {}
         self._low_outputs: dict[ir.Node, frozenset[int]] = {}
 
     def assign(self) -> Assignment:
@@ -82,6 +89,7 @@ class _Assigner:
             for node in graph:
                 accepted = self._accepted(node, self._opset)
                 self._low_inputs[node] = frozenset(i for i, v in enumerate(node.inputs) if _is_float(v) and accepted(i, "in"))
+                self._either_inputs[node] = frozenset(i for i in self._low_inputs[node] if accepted.is_alone(i))
                 self._low_outputs[node] = frozenset(
                     i for i, v in enumerate(node.outputs) if _is_float(v) and accepted(i, "out")
                 )
@@ -95,16 +103,27 @@ class _Assigner:
             if graph in low_bodies:
                 lowered.update(value for value in graph.inputs if _is_float(value))
             for node in graph:
-                if node.op_type == "Constant" and node.domain == _STANDARD_DOMAIN:
-                    lowered.update(v for v in node.outputs if _is_float(v) and self._is_read_low(v, low_bodies))
-                else:
-                    lowered.update(node.outputs[index] for index in self._low_outputs[node])
-        return Assignment(lowered=frozenset(lowered), low_inputs=self._low_inputs, low_outputs=low_bodies)
+                outputs = [node.outputs[index] for index in self._low_outputs[node]]
+                if node.op_type == "Constant":
+                    outputs = [value for value in outputs if self._is_read_low(value, low_bodies)]
+                elif node.op_type == "Cast":  # gives what is asked for: one before an output of the model stays as it is
+                    outputs = [value for value in outputs if any(self._readers(value, low_bodies))]
+                lowered.update(outputs)
+        return Assignment(
+            lowered=frozenset(lowered),
+            low_inputs=self._low_inputs,
+            either_inputs=self._either_inputs,
+            low_bodies=low_bodies,
+        )
+
+    def _readers(self, value: ir.Value, low_bodies: frozenset[ir.Graph]) -> list[bool]:
+        """For each that reads `value`, whether it can take it in 16 bits; an output of the model cannot."""
+        readers = [use.idx in self._low_inputs[use.node] for use in value.uses()]
+        return readers + [graph in low_bodies for graph, _ in self._graphs for output in graph.outputs if output is value]
 
     def _is_read_low(self, value: ir.Value, low_bodies: frozenset[ir.Graph]) -> bool:
         """Whether all that read a constant, at least one, take it in 16 bits."""
-        readers = [use.idx in self._low_inputs[use.node] for use in value.uses()]
-        readers += [graph in low_bodies for graph, _ in self._graphs for output in graph.outputs if output is value]
+        readers = self._readers(value, low_bodies)
         return bool(readers) and all(readers)
 
     def _keep_parameters_exact(self, low_bodies: frozenset[ir.Graph]) -> None:
@@ -123,7 +142,7 @@ class _Assigner:
             outputs = [value for value in node.outputs if _is_float(value) and value.uses()]
             read = [self._is_read_low(value, low_bodies) for value in outputs]
             if outputs and not any(read) and not any(value.is_graph_output() for value in outputs):
-                self._low_inputs[node] = self._low_outputs[node] = frozenset()
+                self._low_inputs[node] = self._either_inputs[node] = self._low_outputs[node] = frozenset()
 
     def _accepted(self, node: ir.Node, opset: int) -> "_Accepted":
         return _Accepted(node, _schema(node, opset), opset, self._target)
@@ -148,6 +167,12 @@ class _Assigner:
 
     def _refuse_other_floats(self) -> None:
         for graph, _ in self._graphs:
+            for node in graph:
+                if not all(self._accepted(node, self._opset).is_tensor(index) for index in range(len(node.outputs))):
+                    raise UsageError(
+                        f"bake.precision: {node.op_type} {node.name} computes a sequence or an optional, which cannot be "
+                        f"converted to {self._target.title}; export the network without it"
+                    )
             values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
             for value in values:
                 if value.type is None and any(_schema(use.node, self._opset) for use in value.uses()):
@@ -159,11 +184,6 @@ class _Assigner:
                     raise UsageError(
                         f"bake.precision: tensor {value.name} is FP64, which no sparse kernel computes in; export the network "
                         "in FP32 (model.float()) first"
-                    )
-                if value.dtype == ir.DataType.FLOAT and not isinstance(value.type, ir.TensorType):
-                    raise UsageError(
-                        f"bake.precision: {value.name} is a sequence, an optional or a sparse tensor of floats, which cannot "
-                        f"be converted to {self._target.title}; export the network without it"
                     )
 
 
@@ -185,6 +205,20 @@ class _Accepted:
         if self._tensor_type not in self._allowed.get(parameter, ()):
             return False
         return side == "in" or self._is_free(parameter)
+
+    def is_alone(self, position: int) -> bool:
+        """Whether no other float of the operator has the type of this input."""
+        parameter = self._parameter(position, "in")
+        others = [self._parameter(i, "in") for i, value in enumerate(self._node.inputs) if i != position and _is_float(value)]
+        others += [self._parameter(i, "out") for i, value in enumerate(self._node.outputs) if _is_float(value)]
+        return parameter not in others
+
+    def is_tensor(self, position: int) -> bool:
+        """Whether an output can be a tensor; of other domains nothing else is known."""
+        if self._schema is None:
+            return True
+        parameter = self._parameter(position, "out")
+        return any(name.startswith("tensor(") for name in self._allowed.get(parameter, (parameter,)))
 
     def _is_free(self, parameter: str) -> bool:
         """An output has the type of an input, or that of an attribute that can be changed."""

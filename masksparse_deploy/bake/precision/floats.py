@@ -49,7 +49,11 @@ def with_known_types(model: ir.Model) -> None:
     """Inline the model's functions and infer the types of its tensors, in place."""
     if model.functions:
         InlinePass()(model)
+    stored = list(model.graph.initializers.values())
     ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    model.graph.initializers.clear()  # inference takes large ones out and puts them back at the end
+    for value in stored:
+        model.graph.initializers.add(value)
 
 
 def _float_values(model: ir.Model) -> list[ir.Value]:
@@ -111,12 +115,12 @@ class _Casts:
         heads = {graph: graph[0] if len(graph) else None for graph in self._all_graphs}
         for value in floats:
             is_low = value in self._assignment.lowered
-            uses = [use for use in value.uses() if (use.idx in self._assignment.low_inputs[use.node]) != is_low]
+            uses = [use for use in value.uses() if self._assignment.needs_cast(use.node, use.idx, is_low=is_low)]
             outputs = [
                 (graph, index)
                 for graph in self._all_graphs
                 for index, output in enumerate(graph.outputs)
-                if output is value and (graph in self._assignment.low_outputs) != is_low
+                if output is value and (graph in self._assignment.low_bodies) != is_low
             ]
             if not uses and not outputs:
                 continue

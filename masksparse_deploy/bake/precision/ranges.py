@@ -183,7 +183,7 @@ def _observable(model: ir.Model, assignment: Assignment) -> tuple[str, ...]:
     read_low = [
         value
         for value in model.graph.inputs
-        if any(use.idx in assignment.low_inputs[use.node] for use in value.uses()) and not value.is_initializer()
+        if any(assignment.needs_cast(use.node, use.idx, is_low=False) for use in value.uses()) and not value.is_initializer()
     ]
     computed = [value for node in model.graph for value in node.outputs if node.op_type != "Constant"]
     names = [value.name for value in (*read_low, *(value for value in computed if value in assignment.lowered))]
