@@ -10,8 +10,9 @@ import numpy.typing as npt
 from masksparse_deploy.core.artifacts.baking import BakedLayer
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph, WeightedLayer
-from masksparse_deploy.graph.reader import weighted_layers
+from masksparse_deploy.graph.nonzeros import nonzero_places
 
 __all__ = ["Conformity", "check_conformity", "nonzeros_per_group"]
 
@@ -39,7 +40,7 @@ def nonzeros_per_group(weight: npt.NDArray[Any], *, axis: int, size: int) -> npt
     Returns:
         uint8, the shape of `weight` with ceil(shape[axis] / size) groups in place of the axis.
     """
-    nonzero = (weight != 0).view(np.uint8)
+    nonzero = nonzero_places(weight).view(np.uint8)
     group_count = -(-weight.shape[axis] // size)
     counts = np.zeros((*weight.shape[:axis], group_count, *weight.shape[axis + 1 :]), dtype=np.uint8)
     for position in range(size):
@@ -62,13 +63,13 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     findings = list(_model_findings(graph, masks))
     layers = []
     unseen = dict(masks.layers)
-    for layer in weighted_layers(graph):
+    for layer in _each_layer(graph):
         mask = masks.layers.get(layer.stored_name)
         if mask is None:
-            findings += _dense_findings(graph, layer)
+            findings += _dense_findings(layer)
             continue
         unseen.pop(layer.stored_name, None)
-        wrong, violation_count, group_count = _masked_findings(graph, layer, mask)
+        wrong, violation_count, group_count = _masked_findings(layer, mask)
         findings += wrong
         layers.append(
             BakedLayer(
@@ -79,7 +80,7 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
                 shape=layer.stored.shape,
                 pattern=str(mask.pattern),
                 group_axis=mask.group_axis,
-                density=float(np.count_nonzero(layer.weight) / layer.weight.size),
+                density=float(np.count_nonzero(nonzero_places(layer.weight)) / layer.weight.size),
                 group_count=group_count,
                 violation_count=violation_count,
                 mask_sha256=mask.digest,
@@ -87,6 +88,15 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
         )
     findings += [f"{name}: the file has no convolution or matrix product with this weight" for name in unseen]
     return Conformity(layers=tuple(layers), findings=tuple(findings))
+
+
+def _each_layer(graph: Graph) -> Iterator[WeightedLayer]:
+    """The layers of the file, those in bodies of If, Loop and Scan included."""
+    for scope in Scope(graph).walk():
+        for node in scope.graph.nodes:
+            layer = scope.layer(node)
+            if layer is not None:
+                yield layer
 
 
 def _model_findings(graph: Graph, masks: MaskSet) -> Iterator[str]:
@@ -103,15 +113,15 @@ def _model_findings(graph: Graph, masks: MaskSet) -> Iterator[str]:
             yield f"model: {key} is {found or 'missing'}, expected {value}"
 
 
-def _dense_findings(graph: Graph, layer: WeightedLayer) -> Iterator[str]:
-    for where, metadata in _annotated(graph, layer):
+def _dense_findings(layer: WeightedLayer) -> Iterator[str]:
+    for where, metadata in _annotated(layer):
         if keys.DENSE_REASON not in metadata:
             yield f"{where}: stays dense, but {keys.DENSE_REASON} is missing"
         if any(key in metadata for key in _MASKED_KEYS):
             yield f"{where}: is annotated as masked, but the mask set has no mask for it"
 
 
-def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], int, int]:
+def _masked_findings(layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], int, int]:
     """What is wrong with one layer, how many of its groups keep too many, and of how many."""
     name = layer.node.name
     if layer.stored.shape != mask.keep.shape:
@@ -121,9 +131,9 @@ def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tup
         keys.PATTERN: f"{mask.pattern.n}:{mask.pattern.m}",
         keys.GROUP_AXIS: str(layer.stored_group_axis),
         keys.MASK_SHA256: mask.digest,
-        keys.DENSITY: repr(float(np.count_nonzero(layer.weight) / layer.weight.size)),
+        keys.DENSITY: repr(float(np.count_nonzero(nonzero_places(layer.weight)) / layer.weight.size)),
     }
-    for where, metadata in _annotated(graph, layer):
+    for where, metadata in _annotated(layer):
         for key, value in expected.items():
             found = metadata.get(key)
             if found != value:
@@ -132,13 +142,13 @@ def _masked_findings(graph: Graph, layer: WeightedLayer, mask: LayerMask) -> tup
     violation_count = int((counts > mask.pattern.n).sum())
     if violation_count:
         wrong.append(f"{name}: {violation_count} of {counts.size} groups keep more than {mask.pattern.n} of {mask.pattern.m}")
-    put_back = int(np.count_nonzero(layer.weight_as_stored[~mask.keep]))
+    put_back = int(np.count_nonzero(nonzero_places(layer.weight_as_stored) & ~mask.keep))
     if put_back:
         wrong.append(f"{name}: {put_back} weights that the mask drops are not zero")
     return wrong, violation_count, int(counts.size)
 
 
-def _annotated(graph: Graph, layer: WeightedLayer) -> tuple[tuple[str, Any], ...]:
+def _annotated(layer: WeightedLayer) -> tuple[tuple[str, Any], ...]:
     """The two places that carry a layer's annotations, each with a name for messages."""
     node = (f"node {layer.node.name}", layer.node.metadata)
-    return node, (f"initializer {layer.stored_name}", graph.constant_metadata.get(layer.stored_name, {}))
+    return node, (f"initializer {layer.stored_name}", layer.stored_metadata)

@@ -1,42 +1,66 @@
-"""The linter's judgement on one layer: does it conform, could it, and why not."""
+"""The linter's judgement on one layer: does it conform, could it, why not, and what changed under its annotation."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from masksparse_deploy.bake.conformity import nonzeros_per_group
+from masksparse_deploy.bake.census import Census, take_census
 from masksparse_deploy.core.artifacts.baking import LintState
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.model import WeightedLayer
+from masksparse_deploy.graph.nonzeros import nonzero_places
 
-__all__ = ["HARDWARE_PATTERN", "Finding", "inspect_layer"]
+__all__ = ["HARDWARE_PATTERN", "Finding", "dtype_of", "inspect_layer"]
 
 # The pattern that sparse tensor cores multiply by; what an annotation does not name is held against it.
 HARDWARE_PATTERN = NMPattern(n=2, m=4)
 # Below this many input or output channels sparse kernels rarely win.
 _SMALL = 256
+# Types that sparse kernels multiply, or that a build turns into one of them; none were seen for any other type.
+_MULTIPLIED_TYPES = ("float16", "bfloat16", "float32", "int8", "uint8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """State and reason, and how many of the groups along the input channels keep more than N, for which N:M."""
+    """State and reason, what was counted for which N:M, and how the weights differ from their annotation."""
 
     state: LintState
     why: str
     density: float
-    group_count: int
-    violation_count: int
+    group_count: int = 0
+    violation_count: int = 0
+    pattern: NMPattern = HARDWARE_PATTERN
+    drift: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Claim:
+    """What an annotation says: that there is a pattern, along which axis, with which share of nonzeros, from which mask."""
+
     pattern: NMPattern
+    group_axis: int
+    density: float | None
+    mask_sha256: str | None
+
+    @classmethod
+    def parse(cls, notes: Mapping[str, str]) -> "_Claim":
+        """Read the annotations; raises KeyError, ValueError or UsageError."""
+        density = float(notes[keys.DENSITY]) if keys.DENSITY in notes else None
+        if density is not None and not 0 <= density <= 1:
+            raise ValueError(f"a density of {density}")
+        return cls(
+            pattern=NMPattern.parse(notes[keys.PATTERN]),
+            group_axis=int(notes[keys.GROUP_AXIS]),
+            density=density,
+            mask_sha256=notes.get(keys.MASK_SHA256),
+        )
 
 
 def inspect_layer(
     layer: WeightedLayer,
     *,
-    stored_name: str,
     node_notes: Mapping[str, str],
     weight_notes: Mapping[str, str],
     other_readers: tuple[str, ...],
@@ -45,71 +69,70 @@ def inspect_layer(
 
     Args:
         layer: operator and weight.
-        stored_name: name of the initializer the weight comes from.
         node_notes: annotations of the node.
-        weight_notes: annotations of the initializer; empty where a transposition lies between.
+        weight_notes: annotations of the initializer.
         other_readers: operators, besides convolutions and matrix products, that read the weight too.
     """
-    density = float(np.count_nonzero(layer.weight) / max(layer.weight.size, 1))
     notes = {**weight_notes, **node_notes}
-    pattern = HARDWARE_PATTERN
-    if keys.PATTERN in notes:
-        if weight_notes and node_notes and dict(weight_notes) != dict(node_notes):
-            return _without_counts(density, "broken claim", "the annotations of node and weight differ")
-        try:
-            pattern = NMPattern.parse(notes[keys.PATTERN])
-            axis, claimed_density = int(notes[keys.GROUP_AXIS]), float(notes.get(keys.DENSITY, "1"))
-        except (KeyError, ValueError, UsageError):
-            text = ", ".join(f"{key} {notes.get(key, 'missing')!r}" for key in (keys.PATTERN, keys.GROUP_AXIS, keys.DENSITY))
-            return _without_counts(density, "broken claim", f"the annotation cannot be read ({text})")
-        if axis != layer.group_axis:
-            why = f"annotated along axis {axis}, but the input channels lie on axis {layer.group_axis}"
-            return _without_counts(density, "broken claim", why)
-    counts = nonzeros_per_group(layer.weight, axis=layer.group_axis, size=pattern.m)
-    violation_count = int((counts > pattern.n).sum())
-    exact = violation_count == 0 and bool((counts == pattern.n).all())
-    if keys.PATTERN in notes:
-        state, why = _judge_claim(
-            layer, pattern, notes, stored_name, density, claimed_density, violation_count, counts.size, exact
+    if keys.PATTERN not in notes:
+        census = take_census(layer.weight, group_axis=_axis(layer), pattern=HARDWARE_PATTERN)
+        state, why = _judge_plain(layer, census, notes.get(keys.DENSE_REASON), other_readers)
+        return _finding(state, why, census, HARDWARE_PATTERN)
+    if weight_notes and node_notes and dict(weight_notes) != dict(node_notes):
+        return _unheld(layer, "the annotations of node and weight differ")
+    try:
+        claim = _Claim.parse(notes)
+    except (KeyError, ValueError, UsageError):
+        text = ", ".join(f"{key} {notes.get(key, 'missing')!r}" for key in (keys.PATTERN, keys.GROUP_AXIS, keys.DENSITY))
+        return _unheld(layer, f"the annotation cannot be read ({text})")
+    stored_axis = layer.stored_group_axis
+    if stored_axis is not None and claim.group_axis != stored_axis:
+        return _unheld(layer, f"annotated along axis {claim.group_axis}, but the input channels lie on axis {stored_axis}")
+    census = take_census(layer.weight, group_axis=_axis(layer), pattern=claim.pattern)
+    drift = tuple(_drift(layer, claim, census))
+    state, why = _judge_claim(layer, claim, census, drift)
+    return _finding(state, why, census, claim.pattern, drift)
+
+
+def dtype_of(layer: WeightedLayer) -> str:
+    """The type that the layer multiplies by: what is dequantized stays quantized in an engine."""
+    return layer.quantized or layer.weight.dtype.name
+
+
+def _drift(layer: WeightedLayer, claim: _Claim, census: Census) -> Iterator[str]:
+    """How the weights differ from what their annotation says, in words."""
+    if census.violation_count:
+        yield f"{census.violation_count:,} of {census.group_count:,} groups keep more than {claim.pattern.n} weights"
+    if claim.density is not None:
+        change = census.nonzero_count - round(claim.density * census.weight_count)
+        if change:
+            words = f"{change:,} nonzeros put back" if change > 0 else f"{-change:,} nonzeros lost"
+            yield f"{words}: density {census.density:.4g}, noted {claim.density:g}"
+    if claim.mask_sha256 is not None and census.full and layer.stored_group_axis is not None:
+        # Only full groups tell the mask: where a kept weight is zero, so is a dropped one.
+        mask = LayerMask(
+            weight_name=layer.stored_name,
+            keep=nonzero_places(layer.weight_as_stored),
+            group_axis=claim.group_axis,
+            pattern=claim.pattern,
         )
-    else:
-        state, why = _judge_plain(layer, notes.get(keys.DENSE_REASON), density, violation_count, counts.size, other_readers)
-    return Finding(
-        state=state,
-        why=why,
-        density=density,
-        group_count=int(counts.size),
-        violation_count=violation_count,
-        pattern=pattern,
-    )
+        if mask.digest != claim.mask_sha256:
+            yield f"the mask is {mask.digest[:12]}..., noted {claim.mask_sha256[:12]}..."
 
 
-def _judge_claim(
-    layer: WeightedLayer,
-    pattern: NMPattern,
-    notes: Mapping[str, str],
-    stored_name: str,
-    density: float,
-    claimed_density: float,
-    violation_count: int,
-    group_count: int,
-    exact: bool,
-) -> tuple[LintState, str]:
+def _judge_claim(layer: WeightedLayer, claim: _Claim, census: Census, drift: tuple[str, ...]) -> tuple[LintState, str]:
     """A layer that says it is sparse."""
-    channels = layer.weight.shape[layer.group_axis]
-    if channels % pattern.m:
+    pattern = claim.pattern
+    channels = layer.weight.shape[layer.group_axis] if layer.weight.ndim > layer.group_axis else 0
+    if channels % pattern.m or channels == 0:
         return "broken claim", f"annotated {pattern}, but {_channels(channels)}: not a multiple of {pattern.m}"
-    if violation_count:
-        many = f"{violation_count:,} of {group_count:,} groups keep more than {pattern.n} weights"
-        return "broken claim", f"annotated {pattern}, but {many} (changed after baking?)"
+    if census.violation_count:
+        return "broken claim", f"annotated {pattern}, but {drift[0]} (changed after baking?)"
     # Fewer nonzeros than noted are harmless: weights too small for a lower precision vanish when a file is converted.
-    if density > claimed_density + 0.5 / layer.weight.size:
-        return "broken claim", f"annotated with density {claimed_density:g}, but {density:.4g} of the weights are not zero"
-    if exact and keys.MASK_SHA256 in notes:
-        keep = layer.weight != 0
-        mask = LayerMask(weight_name=stored_name, keep=keep, group_axis=layer.group_axis, pattern=pattern)
-        if mask.digest != notes[keys.MASK_SHA256]:
-            return "broken claim", f"{pattern}, but its nonzeros are not those of the mask it names (of another layer?)"
+    if claim.density is not None and census.density > claim.density + 0.5 / max(census.weight_count, 1):
+        return "broken claim", f"annotated with density {claim.density:g}, but {census.density:.4g} of the weights are not zero"
+    if drift and drift[-1].startswith("the mask"):
+        return "broken claim", f"{pattern}, but its nonzeros are not those of the mask it names (of another layer?)"
     obstacle = _obstacle(layer)
     if obstacle is not None:
         return "not eligible", f"{pattern}, but {obstacle}"
@@ -117,26 +140,21 @@ def _judge_claim(
 
 
 def _judge_plain(
-    layer: WeightedLayer,
-    dense_reason: str | None,
-    density: float,
-    violation_count: int,
-    group_count: int,
-    other_readers: tuple[str, ...],
+    layer: WeightedLayer, census: Census, dense_reason: str | None, other_readers: tuple[str, ...]
 ) -> tuple[LintState, str]:
     """A layer that says nothing, or why it is dense."""
     pattern = HARDWARE_PATTERN
-    channels = layer.weight.shape[layer.group_axis]
     obstacle = _obstacle(layer)
     if obstacle is not None:
         return "not eligible", obstacle
+    channels = layer.weight.shape[layer.group_axis]
     if channels == 0 or channels % pattern.m:
         return "not eligible", f"{_channels(channels)}: not a multiple of {pattern.m}"
-    if violation_count == 0:
+    if census.violation_count == 0:
         return "conforming", f"{pattern}, not annotated{_size_remark(layer)}"
-    elsewhere = _conforms_elsewhere(layer, density)
+    elsewhere = _conforms_elsewhere(layer, census.density)
     if elsewhere is not None:
-        share = f"{100 * violation_count / group_count:.3g} %"
+        share = f"{100 * census.violation_count / census.group_count:.3g} %"
         return (
             "wrong axis",
             f"groups of {pattern.m} run over {elsewhere}, not input channels: {share} of the groups there break",
@@ -148,9 +166,9 @@ def _judge_plain(
         remark += f"; {layer.consumer_count} operators share the weight and would share its mask"
     if dense_reason is not None:
         return "eligible", f"left dense when baked: {dense_reason}{remark}"
-    if density < 1:
-        kept = group_count - violation_count
-        return "eligible", f"dense: {kept:,} of {group_count:,} groups keep at most {pattern.n}{remark}"
+    if census.density < 1:
+        kept = census.group_count - census.violation_count
+        return "eligible", f"dense: {kept:,} of {census.group_count:,} groups keep at most {pattern.n}{remark}"
     return "eligible", f"dense{remark}"
 
 
@@ -165,29 +183,51 @@ def _obstacle(layer: WeightedLayer) -> str | None:
         return "a product with a vector: sparse kernels take matrices"
     if layer.groups > 1:
         return f"a group convolution ({layer.groups} groups): sparse kernels take one group"
+    dtype = dtype_of(layer)
+    if dtype not in _MULTIPLIED_TYPES:
+        return f"{dtype}: no sparse kernels of this type, which are for FP16 and INT8"
     return None
 
 
 def _conforms_elsewhere(layer: WeightedLayer, density: float) -> str | None:
     """Along what else the weights are 2:4, if they are; for kernels pruned by tools that group memory order."""
-    n, m = HARDWARE_PATTERN.n, HARDWARE_PATTERN.m
+    m = HARDWARE_PATTERN.m
     weight = layer.weight
-    if density > n / m:
+    if density > HARDWARE_PATTERN.density:
         return None
     rows = weight.reshape(weight.shape[0], -1)
     in_memory_order = layer.node.op == "Conv" and layer.kernel_positions > 1 and rows.shape[1] % m == 0
-    if in_memory_order and not (nonzeros_per_group(rows, axis=1, size=m) > n).any():
+    if in_memory_order and not take_census(rows, group_axis=1, pattern=HARDWARE_PATTERN).violation_count:
         return "kernel taps"
     for axis in range(min(weight.ndim, 2)):
         if axis == layer.group_axis or weight.shape[axis] % m:
             continue
-        if not (nonzeros_per_group(weight, axis=axis, size=m) > n).any():
+        if not take_census(weight, group_axis=axis, pattern=HARDWARE_PATTERN).violation_count:
             return "output channels"
     return None
 
 
-def _without_counts(density: float, state: LintState, why: str) -> Finding:
-    return Finding(state=state, why=why, density=density, group_count=0, violation_count=0, pattern=HARDWARE_PATTERN)
+def _axis(layer: WeightedLayer) -> int:
+    """The group axis; the last one of a weight with fewer axes than its operator takes, which is then not eligible."""
+    return min(layer.group_axis, max(layer.weight.ndim - 1, 0))
+
+
+def _finding(state: LintState, why: str, census: Census, pattern: NMPattern, drift: tuple[str, ...] = ()) -> Finding:
+    return Finding(
+        state=state,
+        why=why,
+        density=census.density,
+        group_count=census.group_count,
+        violation_count=census.violation_count,
+        pattern=pattern,
+        drift=drift,
+    )
+
+
+def _unheld(layer: WeightedLayer, why: str) -> Finding:
+    """An annotation that the weights cannot be held against."""
+    density = take_census(layer.weight, group_axis=_axis(layer), pattern=HARDWARE_PATTERN).density
+    return Finding(state="broken claim", why=why, density=density)
 
 
 def _channels(count: int) -> str:

@@ -1,29 +1,25 @@
 """What is sparse in any ONNX file, what could be, and why the rest never will."""
 
-import math
-from collections.abc import Iterator, Mapping, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 
-from masksparse_deploy.bake.constants import fixed_values, see_through
-from masksparse_deploy.bake.inspect_layer import HARDWARE_PATTERN, Finding, inspect_layer
+from masksparse_deploy.bake.inspect_layer import Finding, dtype_of, inspect_layer
+from masksparse_deploy.bake.work import mac_count
 from masksparse_deploy.core.artifacts.baking import LintLayer, LintReport
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.layers import PRODUCTS, Scope
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
-from masksparse_deploy.graph.reader import read_graph, weighted_layers
+from masksparse_deploy.graph.nonzeros import nonzero_places
+from masksparse_deploy.graph.reader import read_graph
 
 __all__ = ["lint", "lint_graph"]
 
-_PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_CONVOLUTIONS = ("Conv", "ConvInteger", "ConvTranspose", "QLinearConv")
-_MATRIX_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul")
 # Operators with weights that are not looked into: position of the weight among the inputs, and why.
 _UNREAD = {
-    "ConvTranspose": (1, "transposed convolution: no sparse kernels"),
     "ConvInteger": (1, "quantized operator: not read, only DequantizeLinear before a Conv is"),
     "QLinearConv": (3, "quantized operator: not read, only DequantizeLinear before a Conv is"),
     "MatMulInteger": (1, "quantized operator: not read, only DequantizeLinear before a MatMul is"),
@@ -33,14 +29,20 @@ _UNREAD = {
     "LSTM": (1, "recurrent operator: not read"),
     "RNN": (1, "recurrent operator: not read"),
 }
+# What is to be known of all layers of a type.
+_REMARKS = {
+    "float32": "FP32: sparse kernels multiply FP16 or INT8; bake with a lower precision",
+    "bfloat16": "BF16: no sparse convolution kernels were seen for it; FP16 and INT8 have them",
+    "uint8": "UINT8: TensorRT takes symmetric INT8 weights only",
+}
 
 
 def lint(path: Path) -> LintReport:
     """Look at every layer with weights of an ONNX file, one of ours or not.
 
     Raises:
-        UsageError: there is no such file, or its weights lie in other files.
-        ArtifactError: damaged, or annotated under another schema version.
+        UsageError: there is no such file, or it stores tensors as sparse ones.
+        ArtifactError: damaged, annotated under another schema version, or with weights that lie where they must not.
     """
     return lint_graph(read_graph(path), name=str(path))
 
@@ -53,150 +55,169 @@ def lint_graph(graph: Graph, *, name: str) -> LintReport:
             f"{name} is annotated under schema version {schema}; this version reads {keys.SCHEMA}: use the version of "
             "masksparse that baked it"
         )
-    layers = []
-    saved_count: float = 0
-    for layer, pattern_density in _lint_layers(graph):
-        layers.append(layer)
-        if layer.state == "conforming" and layer.mac_count is not None:
-            saved_count += layer.mac_count * (1 - pattern_density)
-    counts = [layer.mac_count for layer in layers if layer.mac_count is not None]
+    scope = Scope(graph)
+    rows = list(_rows(scope, _other_readers(scope)))
+    counts = [row.mac_count for row, _ in rows if row.mac_count is not None]
     total = sum(counts)
-    known = total > 0 and len(counts) == len(layers)
+    saved_count = sum(row.mac_count * (1 - density) for row, density in rows if row.mac_count and row.state == "conforming")
+    known = total > 0 and len(counts) == len(rows)
+    layers = tuple(
+        row.model_copy(update={"mac_share": row.mac_count / total}) if row.mac_count is not None and total else row
+        for row, _ in rows
+    )
+    findings = tuple(_findings(scope, layers))
     return LintReport(
         file_sha256=graph.sha256,
-        layers=tuple(layers),
-        ok=not any(layer.state == "broken claim" for layer in layers),
+        layers=layers,
+        findings=findings,
+        remarks=tuple(_remarks(scope, layers)),
+        ok=not findings and not any(layer.state == "broken claim" for layer in layers),
         amdahl_limit=total / (total - saved_count) if known else None,
     )
 
 
-def _lint_layers(graph: Graph) -> Iterator[tuple[LintLayer, float]]:
-    """Every layer with the density that its kernels would work at, in graph order."""
-    seen, origins = see_through(graph)
-    # Edges have unique names, nodes need not.
-    readable = {layer.node.outputs[0]: layer for layer in weighted_layers(seen)}
-    readers = _readers(seen)
-    fixed = fixed_values(seen)
-    for node in graph.nodes:
-        if node.outputs and node.outputs[0] in readable:
-            yield _readable_layer(seen, readable[node.outputs[0]], origins, readers)
+def _rows(scope: Scope, readers: Mapping[int, tuple[str, ...]]) -> Iterator[tuple[LintLayer, float]]:
+    """Every layer with the density that its kernels would work at, in graph order, those of bodies after their operator."""
+    for node in scope.graph.nodes:
+        layer = scope.layer(node)
+        if layer is not None:
+            finding = inspect_layer(
+                layer,
+                node_notes=_ours(node.metadata),
+                weight_notes=_ours(layer.stored_metadata),
+                other_readers=readers.get(id(layer.stored), ()),
+            )
+            yield _read_row(scope, layer, finding), finding.pattern.density
         else:
-            unread = _unread_weight(graph, node, fixed)
+            unread = _unread_weight(scope, node)
             if unread is not None:
-                yield _unread_layer(graph, node, *unread), 1.0
-        for body in _bodies(node):
-            for proto in body.node:
-                if proto.op_type in (*_PRODUCTS, *_UNREAD):
-                    why = f"inside the body of {node.op} {node.name}: not read"
-                    weight = proto.input[1] if len(proto.input) > 1 else ""
-                    yield _row(proto.name or proto.op_type, proto.op_type, weight, (), _not_read(why, 1.0), None), 1.0
+                yield _unread_row(scope, node, *unread), 1.0
+    for _, body in scope.bodies:
+        yield from _rows(body, readers)
 
 
-def _readable_layer(
-    graph: Graph, layer: WeightedLayer, origins: Mapping[str, str], readers: Mapping[str, tuple[str, ...]]
-) -> tuple[LintLayer, float]:
-    stored_name = origins.get(layer.weight_name, layer.weight_name)
-    finding = inspect_layer(
-        layer,
-        stored_name=stored_name,
-        node_notes=_ours(layer.node.metadata),
-        weight_notes=_ours(graph.constant_metadata.get(layer.weight_name, {})),
-        other_readers=readers.get(layer.weight_name, ()),
-    )
-    mac_count = _mac_count(graph, layer.node, layer.weight.shape)
-    row = _row(layer.node.name, layer.node.op, stored_name, layer.weight.shape, finding, mac_count)
-    return row, finding.pattern.density
-
-
-def _unread_weight(graph: Graph, node: Node, fixed: Set[str]) -> tuple[str, str] | None:
-    """Name of the weight of an operator that is not looked into, and why it is not; None for one that has no weight."""
-    if node.domain:
-        name = next((name for name in node.inputs if name in graph.constants and graph.constants[name].ndim > 1), None)
-        return None if name is None else (name, f"operator of the domain {node.domain}: not read")
-    if node.op in _UNREAD:
-        position, why = _UNREAD[node.op]
-        return node.inputs[position], why
-    if node.op == "Conv" or (node.op in _PRODUCTS and node.inputs[1] in fixed and node.inputs[0] not in fixed):
-        return node.inputs[1], "the weight is computed while the network runs: not read"
-    if node.op in _PRODUCTS and node.inputs[0] in fixed and node.inputs[1] not in fixed:
-        return node.inputs[0], "the weight is the first factor: only second factors are read"
-    if node.op == "Einsum":
-        name = next((name for name in node.inputs if name in fixed), None)
-        return None if name is None else (name, "Einsum: not read")
-    return None
-
-
-def _unread_layer(graph: Graph, node: Node, weight_name: str, why: str) -> LintLayer:
-    weight = graph.constants.get(weight_name)
-    shape = weight.shape if weight is not None else graph.shapes.get(weight_name, ())
-    known = tuple(length for length in shape if length is not None)
-    known = known if len(known) == len(shape) else ()
-    density = float(np.count_nonzero(weight) / max(weight.size, 1)) if weight is not None else 1.0
-    # The shape of a first factor does not tell how often its weights are used.
-    mac_count = None if weight_name == node.inputs[0] else _mac_count(graph, node, known)
-    return _row(node.name, node.op, weight_name, known, _not_read(why, density), mac_count)
-
-
-def _row(node: str, op: str, weight: str, shape: tuple[int, ...], finding: Finding, mac_count: int | None) -> LintLayer:
+def _read_row(scope: Scope, layer: WeightedLayer, finding: Finding) -> LintLayer:
     return LintLayer(
-        node=node,
-        op=op,
-        weight=weight,
-        shape=shape,
+        node=layer.node.name,
+        op=layer.node.op,
+        where=scope.where,
+        weight=layer.stored_name,
+        route=layer.route,
+        dtype=dtype_of(layer),
+        shape=layer.weight.shape,
         state=finding.state,
         why=finding.why,
+        drift=finding.drift,
         density=finding.density,
         group_count=finding.group_count,
         violation_count=finding.violation_count,
-        mac_count=mac_count,
+        mac_count=None if scope.where else mac_count(scope.graph, layer.node, layer.weight.shape),
+        mac_share=None,
     )
 
 
-def _not_read(why: str, density: float) -> Finding:
-    return Finding(state="not eligible", why=why, density=density, group_count=0, violation_count=0, pattern=HARDWARE_PATTERN)
-
-
-def _mac_count(graph: Graph, node: Node, weight_shape: tuple[int, ...]) -> int | None:
-    """Multiply-accumulates for one sample, zeros included; None where the shapes in the file do not tell.
-
-    Every weight is used once for each position of the output (of the input, for a transposed convolution); the first axis
-    is the batch.
-    """
-    convolves = node.op in _CONVOLUTIONS and len(weight_shape) > 2
-    if node.domain or not (convolves or (node.op in _MATRIX_PRODUCTS and len(weight_shape) == 2)):
+def _unread_weight(scope: Scope, node: Node) -> tuple[str, str] | None:
+    """Name of the weight of an operator that is not looked into, and why it is not; None for one that has no weight."""
+    fixed = scope.origins.is_fixed
+    if node.domain:
+        name = next((name for name in node.inputs if _is_matrix(scope, name)), None)
+        return None if name is None else (name, f"operator of the domain {node.domain}: not read")
+    if node.op in _UNREAD:
+        position, why = _UNREAD[node.op]
+        return (node.inputs[position], why) if len(node.inputs) > position else None
+    if node.op == "Einsum":
+        name = next((name for name in node.inputs if fixed(name)), None)
+        return None if name is None else (name, "Einsum: not read")
+    if node.op not in PRODUCTS or len(node.inputs) < 2:
         return None
-    shape = graph.shapes.get(node.inputs[0] if node.op == "ConvTranspose" else node.outputs[0])
-    if shape is None:
-        return None
-    positions = shape[2:] if convolves else shape[1:-1]
-    known = [length for length in positions if length is not None]
-    return math.prod(weight_shape) * math.prod(known) if len(known) == len(positions) else None
+    first, second = node.inputs[:2]
+    if node.op in ("Conv", "ConvTranspose") or (fixed(second) and not fixed(first)):
+        return second, "the weight is computed while the network runs: not read"
+    if fixed(first) and not fixed(second):
+        return first, "the weight is the first factor: only second factors are read"
+    return None
+
+
+def _unread_row(scope: Scope, node: Node, weight_name: str, why: str) -> LintLayer:
+    origin = scope.origins.find(weight_name)
+    weight = origin.stored if origin is not None else None
+    shape = weight.shape if weight is not None else scope.graph.shapes.get(weight_name, ())
+    known = tuple(length for length in shape if length is not None)
+    known = known if len(known) == len(shape) else ()
+    claimed = keys.PATTERN in node.metadata or (origin is not None and keys.PATTERN in origin.metadata)
+    # The shape of a first factor does not tell how often its weights are used.
+    tells = not scope.where and weight_name != node.inputs[0]
+    return LintLayer(
+        node=node.name,
+        op=node.op,
+        where=scope.where,
+        weight=origin.name if origin is not None else weight_name,
+        route=origin.route if origin is not None else (),
+        dtype="",
+        shape=known,
+        state="broken claim" if claimed else "not eligible",
+        why=f"annotated, but {why}" if claimed else why,
+        drift=(),
+        density=float(np.count_nonzero(nonzero_places(weight)) / max(weight.size, 1)) if weight is not None else 1.0,
+        group_count=0,
+        violation_count=0,
+        mac_count=mac_count(scope.graph, node, known) if tells else None,
+        mac_share=None,
+    )
+
+
+def _findings(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:
+    """What the file says as a whole against what its layers are."""
+    role = scope.graph.metadata.get(keys.ROLE)
+    nodes, noted = _annotated(scope)
+    if role == keys.ROLE_SPARSE and not (nodes or noted or any(layer.state == "conforming" for layer in layers)):
+        yield f"the file says {keys.ROLE} {role}, but no layer is annotated with a pattern, or has one"
+    if role == keys.ROLE_DENSE and (nodes or noted):
+        yield f"the file says {keys.ROLE} {role}, but {(nodes or noted)[0]} is annotated with a pattern"
+    listed_nodes = {layer.node for layer in layers}
+    listed_weights = {layer.weight for layer in layers}
+    for name in nodes:
+        if name not in listed_nodes:
+            yield f"node {name} is annotated with a pattern, but has no weight"
+    for name in noted:
+        if name not in listed_weights:
+            yield f"{name} is annotated with a pattern, but no layer multiplies by it (moved by a later tool?)"
+
+
+def _remarks(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:
+    if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_SPARSE and not any(_annotated(scope)):
+        yield "the file was baked, but its layers have lost their annotations (dropped by a later tool?)"
+    counts = Counter(layer.dtype for layer in layers if layer.state in ("conforming", "eligible", "wrong axis"))
+    for dtype, text in _REMARKS.items():
+        if counts[dtype]:
+            yield f"{counts[dtype]} layer{'s' if counts[dtype] > 1 else ''} in {text}"
+
+
+def _annotated(scope: Scope) -> tuple[list[str], list[str]]:
+    """Names of the nodes and of the initializers that claim a pattern."""
+    graphs = [inner.graph for inner in scope.walk()]
+    nodes = [node.name for graph in graphs for node in graph.nodes if keys.PATTERN in node.metadata]
+    return nodes, [name for graph in graphs for name, notes in graph.constant_metadata.items() if keys.PATTERN in notes]
+
+
+def _is_matrix(scope: Scope, name: str) -> bool:
+    origin = scope.origins.find(name)
+    return origin is not None and origin.stored.ndim > 1
 
 
 def _ours(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in metadata.items() if key.startswith(keys.PREFIX)}
 
 
-def _readers(graph: Graph) -> Mapping[str, tuple[str, ...]]:
-    """For each constant the operators that read it as something else than the weight of a product, in graph order."""
-    readers: dict[str, list[str]] = {}
-    for node in graph.nodes:
-        for position, name in enumerate(node.inputs):
-            is_weight = node.domain == "" and node.op in _PRODUCTS and position == 1
-            if name in graph.constants and not is_weight and graph.constants.keys().isdisjoint(node.outputs):
-                readers.setdefault(name, []).append(f"{node.op} {node.name}")
-    return {name: tuple(found) for name, found in readers.items()}
-
-
-def _bodies(node: Node) -> Iterator[onnx.GraphProto]:
-    """The bodies of If, Loop and Scan, nested ones included."""
-    pending = [value for attribute in node.attributes.values() for value in _several(attribute)]
-    while pending:
-        body = pending.pop(0)
-        if isinstance(body, onnx.GraphProto):
-            yield body
-            pending += [graph for proto in body.node for entry in proto.attribute for graph in (entry.g, *entry.graphs)]
-
-
-def _several(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _other_readers(scope: Scope) -> Mapping[int, tuple[str, ...]]:
+    """For each constant, by identity, the operators that read it as something else than the weight of a product."""
+    readers: dict[int, list[str]] = {}
+    for inner in scope.walk():
+        for node in inner.graph.nodes:
+            if node.outputs and inner.origins.find(node.outputs[0]) is not None:
+                continue
+            for position, name in enumerate(node.inputs):
+                origin = inner.origins.find(name)
+                if origin is not None and not (node.domain == "" and node.op in PRODUCTS and position == 1):
+                    readers.setdefault(id(origin.stored), []).append(f"{node.op} {node.name}")
+    return {key: tuple(found) for key, found in readers.items()}

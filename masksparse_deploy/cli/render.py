@@ -155,16 +155,20 @@ def verdict_line(report: ValidationReport, path: str) -> str:
 
 
 def lint_table(report: LintReport) -> Iterable[Table | str]:
-    """One row a layer, then the counts and the Amdahl limit."""
-    total = sum(layer.mac_count or 0 for layer in report.layers)
+    """One row a layer, then what does not hold, what else is to be known, the counts and the Amdahl limit."""
+    numbers = ("MACs", "density")
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("layer", "weight", "MACs", "state", "why"):
-        table.add_column(column, justify="right" if column == "MACs" else "left", overflow="fold")
+    for column in ("layer", "weight", "type", *numbers, "state", "why"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for layer in report.layers:
-        share = f"{layer.mac_count / total:.1%}" if layer.mac_count is not None and total else "?"
-        state = f"[{_STATES[layer.state]}]{layer.state}[/]" if layer.state in _STATES else layer.state
         table.add_row(
-            escape(layer.weight.removesuffix(".weight")), "x".join(map(str, layer.shape)), share, state, escape(layer.why)
+            escape(layer.weight.removesuffix(".weight")),
+            "x".join(map(str, layer.shape)),
+            layer.dtype or "?",
+            "?" if layer.mac_share is None else f"{layer.mac_share:.1%}",
+            f"{layer.density:.0%}",
+            f"[{_STATES[layer.state]}]{layer.state}[/]" if layer.state in _STATES else layer.state,
+            escape(f"in {layer.where}: {layer.why}" if layer.where else layer.why),
         )
     counts: dict[str, int] = {}
     for layer in report.layers:
@@ -172,6 +176,10 @@ def lint_table(report: LintReport) -> Iterable[Table | str]:
     summary = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
     limit = "unknown" if report.amdahl_limit is None else f"{report.amdahl_limit:.2f}x at most"
     yield table
+    for layer in report.layers:
+        yield from (f"drift in {escape(layer.weight)}: {escape(change)}" for change in layer.drift)
+    yield from (f"[bold red]broken claim[/]: {escape(finding)}" for finding in report.findings)
+    yield from (escape(remark) for remark in report.remarks)
     yield f"{len(report.layers)} layers with weights: {summary}. If every conforming layer ran at its ideal speed: {limit}."
 
 

@@ -1,6 +1,6 @@
-"""Which values of a graph do not depend on its input, and which of them are stored constants in disguise."""
+"""Which values of a graph are stored constants in disguise, and which do not depend on its input at all."""
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.layout import LayoutStep
 from masksparse_deploy.graph.model import Array, Graph, Node
 
-__all__ = ["Origin", "Origins", "fixed_values"]
+__all__ = ["Origin", "Origins"]
 
 _LAYOUT = ("Transpose", "Reshape", "Squeeze", "Unsqueeze")
 _VALUES = ("Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
@@ -27,12 +27,14 @@ class Origin:
     Attributes:
         name: the initializer or Constant.
         stored: its array, in the stored dtype.
+        metadata: metadata_props of the initializer.
         nodes: the operators it passes through, in order; empty for a constant that is read directly.
         parameters: for each of `nodes` its other inputs, None for one left out.
     """
 
     name: str
     stored: Array
+    metadata: Mapping[str, str]
     nodes: tuple[Node, ...]
     parameters: tuple[tuple[Array | None, ...], ...]
 
@@ -72,18 +74,24 @@ class Origins:
         """`outer` finds those of the graph around a body, which the body reads by their names there."""
         self._outer = outer
         self._constants = graph.constants
+        self._metadata = graph.constant_metadata
         self._own = {*graph.constants, *graph.inputs, *(output for node in graph.nodes for output in node.outputs)}
         self._makers: dict[str, tuple[Node, tuple[Array | None, ...]]] = {}
         self._lengths: dict[str, int] = {}
+        self._fixed = set(graph.constants)
         for node in graph.nodes:
             self._add(node)
+            inputs = [name for name in node.inputs if name]
+            if inputs and all(self.is_fixed(name) for name in inputs):
+                self._fixed.update(node.outputs)
 
     def find(self, name: str) -> Origin | None:
         """The origin of the value `name`; None if it is no constant, or computed by operators that are not looked through."""
         if name not in self._own:
             return None if self._outer is None else self._outer.find(name)
         if name in self._constants:
-            return Origin(name=name, stored=self._constants[name], nodes=(), parameters=())
+            metadata = self._metadata.get(name, {})
+            return Origin(name=name, stored=self._constants[name], metadata=metadata, nodes=(), parameters=())
         if name not in self._makers:
             return None
         node, parameters = self._makers[name]
@@ -92,9 +100,16 @@ class Origins:
         return Origin(
             name=before.name,
             stored=before.stored,
+            metadata=before.metadata,
             nodes=(*before.nodes, node),
             parameters=(*before.parameters, parameters),
         )
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether the value `name` is the same for every input of the network, by whatever operators it is computed."""
+        if name not in self._own:
+            return self._outer is not None and self._outer.is_fixed(name)
+        return name in self._fixed
 
     def _length(self, name: str) -> int | None:
         """How many operators lie between the value `name` and its constant; None if it has no origin."""
@@ -118,16 +133,6 @@ class Origins:
         """A scale, zero point, shape or axes: a constant, perhaps behind Identity."""
         origin = self.find(name) if name else None
         return origin.stored if origin is not None and set(origin.route) <= {"Identity"} else None
-
-
-def fixed_values(graph: Graph) -> Set[str]:
-    """Names of the values that are the same for every input of the network."""
-    fixed = set(graph.constants)
-    for node in graph.nodes:
-        inputs = [name for name in node.inputs if name]
-        if inputs and all(name in fixed for name in inputs):
-            fixed.update(node.outputs)
-    return fixed
 
 
 def _looked_through(node: Node) -> bool:

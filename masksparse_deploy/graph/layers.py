@@ -47,6 +47,12 @@ class Scope:
         )
         self._counts.update(self._reads())
 
+    def walk(self) -> "Iterator[Scope]":
+        """This scope and those of all bodies in it, nested ones included."""
+        yield self
+        for _, body in self.bodies:
+            yield from body.walk()
+
     def layer(self, node: Node) -> WeightedLayer | None:
         """The layer that `node` of this graph is, None if it is none with a constant weight; computed anew on each call.
 
@@ -66,6 +72,7 @@ class Scope:
             weight=weight,
             stored_name=origin.name,
             stored=origin.stored,
+            stored_metadata=origin.metadata,
             route=origin.route,
             layout=layout,
             quantized=quantized,

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.bake.lint import lint
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -207,8 +207,15 @@ def test_the_share_of_groups_that_break_over_taps() -> None:
     assert f"{100 * layer.violation_count / layer.group_count:.3g} % of the groups there break" in layer.why
 
 
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_precisions(dtype: Any) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "state", "remark"),
+    [
+        (np.float16, "conforming", None),
+        (ml_dtypes.bfloat16, "conforming", "1 layer in BF16: no sparse convolution kernels were seen for it"),
+        (np.float64, "not eligible", None),
+    ],
+)
+def test_other_precisions(dtype: Any, state: str, remark: str | None) -> None:
     weight = pruned(weights(8, 8, 3, 3)).astype(dtype)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     nodes = [
@@ -216,8 +223,32 @@ def test_other_precisions(dtype: Any) -> None:
         helper.make_node("Conv", ["z", "w"], ["u"], name="layer"),
         helper.make_node("Cast", ["u"], ["y"], to=TensorProto.FLOAT),
     ]
-    layer = layer_of(report_of(model_of(nodes, {"w": weight}, x=["n", 8, 4, 4])), "layer")
-    assert (layer.state, layer.density) == ("conforming", 0.5)
+    report = report_of(model_of(nodes, {"w": weight}, x=["n", 8, 4, 4]))
+    layer = layer_of(report, "layer")
+    assert (layer.state, layer.density, layer.dtype) == (state, 0.5, np.dtype(dtype).name)
+    assert [text.startswith(remark or "-") for text in report.remarks] == [True] * (remark is not None)
+    if state == "not eligible":
+        assert layer.why == "float64: no sparse kernels of this type, which are for FP16 and INT8"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state"),
+    [
+        (np.int8, "conforming"),
+        (np.uint8, "conforming"),
+        (ml_dtypes.float8_e4m3fn, "not eligible"),
+        (ml_dtypes.int4, "not eligible"),
+    ],
+)
+def test_what_is_dequantized_is_multiplied_in_the_stored_type(dtype: Any, state: str) -> None:
+    levels = np.where(pruned(weights(8, 8, 1, 1)) != 0, 3, 0).astype(dtype)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scale"], ["real"]),
+        helper.make_node("Conv", ["x", "real"], ["y"], name="layer"),
+    ]
+    layer = layer_of(report_of(model_of(nodes, {"q": levels, "scale": np.float32(0.1)}, x=["n", 8, 4, 4])), "layer")
+    assert (layer.state, layer.dtype, layer.route) == (state, np.dtype(dtype).name, ("DequantizeLinear",))
+    assert layer.violation_count == 0
 
 
 def quantized(zero_points: list[int], *, from_float: bool) -> onnx.ModelProto:
@@ -262,11 +293,23 @@ def test_weights_that_are_not_read_are_listed() -> None:
     assert (layer.state, layer.shape) == ("not eligible", (8, 8, 1, 1))
     assert layer.why == "the weight is computed while the network runs: not read"
 
+
+def test_layers_in_bodies_are_judged_by_weights_inside_and_outside() -> None:
     value = helper.make_tensor_value_info("t", TensorProto.FLOAT, None)
-    body = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["t"], name="inner")], "body", [], [value])
-    branch = helper.make_node("If", ["flag"], ["y"], name="branch", then_branch=body, else_branch=body)
-    report = report_of(model_of([branch], {"w": weights(8, 8), "flag": np.array(True)}, x=["n", 8]))
-    assert [(layer.node, layer.why) for layer in report.layers] == 2 * [("inner", "inside the body of If branch: not read")]
+    inner = helper.make_node("MatMul", ["x", "w"], ["t"], name="inner")
+    then = helper.make_graph([inner], "body", [], [value], [numpy_helper.from_array(weights(8, 8), "w")])
+    other = helper.make_graph([inner], "body", [], [value])
+    for outer in ("w", "v"):  # a body's own weight may have the name of another one outside
+        other.node[0].input[1] = outer
+        branch = helper.make_node("If", ["flag"], ["y"], name="branch", then_branch=then, else_branch=other)
+        constants = {outer: pruned(weights(8, 8), axis=0), "flag": np.array(True)}
+        report = report_of(model_of([branch], constants, x=["n", 8]))
+        found = {layer.where: (layer.node, layer.weight, layer.state, layer.mac_count) for layer in report.layers}
+        assert found == {
+            "then_branch of If branch": ("inner", "w", "eligible", None),
+            "else_branch of If branch": ("inner", outer, "conforming", None),
+        }
+        assert report.amdahl_limit is None
 
 
 def test_shared_weights() -> None:

@@ -111,30 +111,42 @@ class BakeReport(Document):
 class LintLayer(Record):
     """One layer with weights: its state, the reason in words, and how much of the file's arithmetic it is.
 
-    `mac_count` is None where the shapes in the file do not tell.
+    `weight` is the stored constant, `route` the operators between it and the layer, `dtype` what the layer multiplies by ("int8"
+    for a weight that is dequantized; empty where the weight is not read). `where` names the body of an If, Loop or Scan that
+    the layer is in, empty for the main graph. `mac_count` is None where the shapes in the file do not tell; `mac_share` is of
+    the layers where they do. `drift` says how the weights differ from their annotation, also where that breaks no claim.
     """
 
     node: str
     op: str
+    where: str
     weight: str
+    route: tuple[str, ...]
+    dtype: str
     shape: tuple[int, ...]
     state: LintState
     why: str
+    drift: tuple[str, ...]
     density: float
     group_count: int
     violation_count: int
     mac_count: int | None
+    mac_share: float | None
 
 
 class LintReport(Document):
     """What is sparse in an ONNX file, what could be and what never will be; `ok` is False if a claim is broken.
 
+    `findings` are claims of the file as a whole that do not hold, `remarks` what else should be known about all its layers.
     `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast; None if unknown.
     """
 
     kind: ClassVar[str] = "lint report"
+    version: ClassVar[int] = 2
 
     file_sha256: str
     layers: tuple[LintLayer, ...]
+    findings: tuple[str, ...]
+    remarks: tuple[str, ...]
     ok: bool
     amdahl_limit: float | None
