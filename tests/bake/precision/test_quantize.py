@@ -4,6 +4,8 @@ import functools
 import importlib.util
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import onnx
 import pytest
@@ -13,12 +15,14 @@ from safetensors.torch import load_file
 
 from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.lower_opset import lower_opset
+from masksparse_deploy.bake.precision import calibration
 from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.bake.precision.quantized_check import check_quantized, float_layers
 from masksparse_deploy.bake.twins import structural_differences
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.reader import weighted_layers
 from tests.bake.precision.quantized_models import (
     images,
     in_opset,
@@ -207,6 +211,46 @@ def test_real_digits_keep_their_class() -> None:
         found = outputs(quantize(original, data.train()[0][:200], method=method), test).argmax(axis=1)
         # Of 599 images; measured are 0 to 2 others
         assert (found != classes).sum() <= 6, method
+
+
+@OPSETS
+def test_readers_see_the_layers_as_before(opset: int) -> None:
+    original = {layer.stored_name: layer for layer in weighted_layers(parsed(residual_pair()[1]))}
+    found = weighted_layers(parsed(quantized_pair(opset)[1]))
+    assert [layer.stored_name for layer in found] == list(original)
+    for layer in found:
+        before = original[layer.stored_name]
+        assert (layer.group_axis, layer.quantized, layer.consumer_count) == (before.group_axis, "int8", 1)
+        # Half a step, a 254th of the largest weight of the channel
+        np.testing.assert_allclose(layer.weight, before.weight, rtol=0, atol=np.abs(before.weight).max() / 253)
+        assert not layer.weight[before.weight == 0].any()
+
+
+@hypothesis.settings(deadline=None, max_examples=25)
+@hypothesis.given(exponents=st.lists(st.integers(-149, 127), min_size=4, max_size=4), opset=st.sampled_from([17, 20]))
+def test_zeros_stay_and_nothing_overflows_whatever_the_magnitudes(exponents: list[int], opset: int) -> None:
+    keep = NMPattern(n=2, m=4).keep_largest(np.random.default_rng(0).random((4, 4, 1, 1)), group_axis=1)
+    scale = np.ldexp(np.float32(1), exponents).astype(np.float32)
+    array = np.where(keep, images(4, (4, 1, 1)) * scale.reshape(-1, 1, 1, 1), np.float32(0))
+    hypothesis.assume(np.isfinite(array).all())
+    model = network("y = Conv (x, w)", {"w": (4, 4, 1, 1)}, opset=opset)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(array, "w"))
+    quantized = quantize(model, images(1, (4, 6, 6)))
+    graph = parsed(quantized)
+    assert check_quantized(graph) == ()
+    (layer,) = weighted_layers(graph)
+    assert not layer.weight[~keep].any()
+    steps = stored(quantized, "w_scale").reshape(-1, 1, 1, 1)
+    assert np.isfinite(layer.weight).all()
+    assert (np.abs(layer.weight.astype(np.float64) - array) <= 0.501 * steps.astype(np.float64)).all()
+
+
+def test_models_beyond_what_one_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("c = Conv (x, w)\n y = Relu (c)", {"w": (8, 4, 3, 3)})
+    expected = quantize(model, images(shape=(4, 6, 6)))
+    monkeypatch.setattr(calibration, "_LARGEST_FILE_BYTES", 0)  # weights go to a file of their own
+    assert quantize(model, images(shape=(4, 6, 6))) == expected
+    assert model.graph.initializer[0].raw_data
 
 
 def test_a_weight_in_a_constant_node() -> None:
