@@ -1,6 +1,8 @@
 """Holds the weights that NVIDIA's parser shows against the file's claims and against the file as read without the parser."""
 
-from collections import defaultdict, deque
+import re
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ __all__ = ["judge_layers"]
 Array = npt.NDArray[Any]
 
 _HARDWARE_PATTERN = NMPattern(n=2, m=4)
+_INLINED = "inlined "
+_NUMBER = re.compile(r"__\d+$")
 _KINDS = {"Conv": "convolution", "ConvTranspose": "deconvolution", "Gemm": "matrix product", "MatMul": "matrix product"}
 # Behind a Cast or DequantizeLinear the one side may round to the type of the scale where the other keeps float32; BF16 is the
 # coarsest such type, with 8 bits: two roundings are apart by at most 2 * 2^-8.
@@ -37,17 +41,33 @@ def judge_layers(graph: Graph, seen: ParsedNetwork, folder: Path) -> tuple[Prefl
     Returns:
         The file's layers with weights in their order, then layers with weights that only the parser sees.
     """
-    by_node: dict[str, deque[ParsedLayer]] = defaultdict(deque)
+    by_node: dict[str, list[ParsedLayer]] = defaultdict(list)
     for parsed in seen.layers:
         by_node[parsed.node].append(parsed)
-    judged = []
+        # nodes of a local function are called "node | the call of the function"
+        inner, _, call = parsed.node.partition(" | ")
+        if call:
+            by_node[_INLINED + inner].append(parsed)
+    judged: list[PreflightLayer] = []
+    paired: set[int] = set()
     for layer in weighted_layers(graph):
-        # the parser names a node without a name after its output
-        names = (layer.node.name, f"node_of_{layer.node.outputs[0]}")
-        waiting = next((by_node[name] for name in names if by_node[name]), None)
-        judged.append(_judge(layer, waiting.popleft(), folder) if waiting else _unseen(layer, seen.parsed))
-    rest = [parsed for waiting in by_node.values() for parsed in waiting if parsed.values]
+        parsed_layer = _take(by_node, layer, paired)
+        judged.append(_judge(layer, parsed_layer, folder) if parsed_layer else _unseen(layer, seen.parsed))
+    rest = [parsed for parsed in seen.layers if parsed.values and id(parsed) not in paired]
     return (*judged, *(_judge_unread(parsed, folder) for parsed in rest))
+
+
+def _take(by_node: Mapping[str, list[ParsedLayer]], layer: WeightedLayer, paired: set[int]) -> ParsedLayer | None:
+    """The parser's next layer for a node of the file, by the names that the parser may give it."""
+    names = [layer.node.name, f"node_of_{layer.node.outputs[0]}"]  # the second for a node without a name
+    # inlining a function appends a number to its names
+    names += [_INLINED + _NUMBER.sub("", name) for name in names]
+    for name in names:
+        for parsed in by_node.get(name, ()):
+            if id(parsed) not in paired:
+                paired.add(id(parsed))
+                return parsed
+    return None
 
 
 def _judge(layer: WeightedLayer, parsed: ParsedLayer, folder: Path) -> PreflightLayer:

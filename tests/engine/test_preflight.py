@@ -115,6 +115,35 @@ def test_nodes_without_names_and_with_the_same_one(tmp_path: Path) -> None:
 
 
 @needs_parser
+def test_layers_in_functions_and_branches(tmp_path: Path) -> None:
+    node = helper.make_node
+    kernels = {name: weights(8, 8, 1, 1, seed=seed) for seed, name in enumerate(("first", "second", "inside"))}
+    branches = {
+        "then_branch": node("Conv", ["b", "inside"], ["t"], name="inside"),
+        "else_branch": node("Identity", ["b"], ["e"], name="same"),
+    }
+    values = {name: helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None] * 4) for name in "te"}
+    bodies = {key: helper.make_graph([body], key, [], [values[body.output[0]]]) for key, body in branches.items()}
+    nodes = [
+        node("Block", ["x", "first"], ["a"], name="block1", domain="local"),
+        node("Block", ["a", "second"], ["b"], name="block2", domain="local"),
+        node("ReduceMax", ["b"], ["largest"], name="max", keepdims=0),
+        node("Cast", ["largest"], ["condition"], name="cast", to=onnx.TensorProto.BOOL),
+        node("If", ["condition"], ["y"], name="if", **bodies),
+    ]
+    model = model_of(nodes, kernels, x=["batch", 8, 4, 4])
+    opset = list(model.opset_import)
+    model.functions.append(
+        helper.make_function("local", "Block", ["i", "k"], ["o"], [node("Conv", ["i", "k"], ["o"], name="conv")], opset)
+    )
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    report = report_of(tmp_path, model)
+    assert [(layer.node, layer.agrees) for layer in report.layers[:2]] == [("conv__1", True), ("conv__2", True)]
+    (branch,) = report.layers[2:]
+    assert branch.node.startswith("inside | ") and (branch.agrees, branch.conforming) == (None, False)
+
+
+@needs_parser
 def test_a_computed_weight_is_no_layer_with_a_weight(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mul", ["w", "k"], ["v"], name="mul"), helper.make_node("Conv", ["x", "v"], ["y"], name="layer")]
     model = model_of(nodes, {"w": weights(8, 8, 1, 1), "k": np.float32(2)}, x=["batch", 8, 4, 4])
