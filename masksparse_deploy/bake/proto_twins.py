@@ -140,7 +140,7 @@ def _plain(name: str, value: Any) -> Any:
     """Numbers and texts as Python values that compare as they should: NaN is NaN, and "ai.onnx" is the standard domain."""
     if hasattr(value, "append"):
         return [repr(item) for item in value]
-    return "" if name == "domain" and value == "ai.onnx" else repr(value)
+    return repr("" if name == "domain" and value == "ai.onnx" else value)
 
 
 def _by_key(message: Any, name: str) -> dict[str, Any]:

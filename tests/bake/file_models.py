@@ -66,6 +66,23 @@ def matmul_model(
     return model_of([*route, node], {"fc.weight": weight, **weights}, x=["batch", "k"], y=["batch", "m"])
 
 
+def branching_model(*, captured: bool) -> onnx.ModelProto:
+    """A product in both branches of an If, by a weight of the main graph or of the branch."""
+
+    def branch(name: str) -> onnx.GraphProto:
+        weight = "fc.weight" if captured else f"{name}.weight"
+        own = [] if captured else [numpy_helper.from_array(values(8, 12), weight)]
+        node = helper.make_node("MatMul", ["x", weight], [f"{name}.y"], name=f"{name}.fc")
+        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)], own)
+
+    nodes = [
+        constant_node("yes", np.array(True)),
+        helper.make_node("If", ["yes"], ["y"], name="if", then_branch=branch("then"), else_branch=branch("else")),
+    ]
+    weights = {"fc.weight": values(8, 12)} if captured else {}
+    return model_of(nodes, weights, x=["batch", 8], y=["batch", 12])
+
+
 def rich_model() -> onnx.ModelProto:
     """A convolution and a linear layer with all that a user may have put around them."""
     nodes = [

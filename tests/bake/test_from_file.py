@@ -22,6 +22,7 @@ from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.masks import AxisPermutation, MaskSet
 from masksparse_deploy.graph import annotations as keys
 from tests.bake.file_models import (
+    branching_model,
     constant_node,
     mask_of,
     mask_set,
@@ -205,23 +206,6 @@ def test_a_constant_node(tmp_path: Path) -> None:
     mask = mask_of("fc.weight", weight, 0)
     bake(model_of(nodes, {}, x=["batch", 8], y=["batch", 12]), mask_set(mask), tmp_path)
     product_differs_as_masked(tmp_path, values(3, 8, seed=1), weight, mask.keep)
-
-
-def branching_model(*, captured: bool) -> onnx.ModelProto:
-    """A product in both branches of an If, by a weight of the main graph or of the branch."""
-
-    def branch(name: str) -> onnx.GraphProto:
-        weight = "fc.weight" if captured else f"{name}.weight"
-        own = [] if captured else [numpy_helper.from_array(values(8, 12), weight)]
-        node = helper.make_node("MatMul", ["x", weight], [f"{name}.y"], name=f"{name}.fc")
-        return helper.make_graph([node], name, [], [helper.make_tensor_value_info(f"{name}.y", TensorProto.FLOAT, None)], own)
-
-    nodes = [
-        constant_node("yes", np.array(True)),
-        helper.make_node("If", ["yes"], ["y"], name="if", then_branch=branch("then"), else_branch=branch("else")),
-    ]
-    weights = {"fc.weight": values(8, 12)} if captured else {}
-    return model_of(nodes, weights, x=["batch", 8], y=["batch", 12])
 
 
 @pytest.mark.parametrize("captured", [True, False], ids=["captured", "own"])
