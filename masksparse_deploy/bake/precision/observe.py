@@ -1,13 +1,14 @@
-"""Running an FP32 model on ONNX Runtime with counters on its tensors, so that only numbers leave the runtime."""
+"""Running an FP32 model on ONNX Runtime with its intermediate tensors exposed, and counting what a cast would lose of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+import onnx.helper
 
 from masksparse_deploy.bake.precision.formats import FloatFormat
 from masksparse_deploy.core.errors import UsageError
@@ -18,9 +19,9 @@ from masksparse_deploy.graph.model import Graph
 
 __all__ = ["Observed", "observe"]
 
-# Images at a time: what the runtime needs for the activations of so many at once is all the memory that this takes.
-_BATCH = 16
-_PREFIX = "masksparse.observed."
+# Images at a time: at most so many, and fewer where the exposed tensors of so many would take more memory than this.
+_LARGEST_BATCH = 16
+_MEMORY_BYTES = 256 << 20
 _LOG_FATAL_ONLY = 4
 
 Array = npt.NDArray[Any]
@@ -30,10 +31,18 @@ Array = npt.NDArray[Any]
 class Observed:
     """One tensor over all images: its largest magnitude, how many values overflow, become zero, and were not zero."""
 
-    largest: float
-    overflow_count: int
-    flushed_count: int
-    nonzero_count: int
+    largest: float = 0.0
+    overflow_count: int = 0
+    flushed_count: int = 0
+    nonzero_count: int = 0
+
+    def __add__(self, other: "Observed") -> "Observed":
+        return Observed(
+            largest=max(self.largest, other.largest),
+            overflow_count=self.overflow_count + other.overflow_count,
+            flushed_count=self.flushed_count + other.flushed_count,
+            nonzero_count=self.nonzero_count + other.nonzero_count,
+        )
 
     @property
     def flushed_share(self) -> float:
@@ -69,98 +78,73 @@ def observe(
     """
     require_images(graph, images)
     ((input_name, shape),) = graph.inputs.items()
-    batches = list(_batches(images, shape[0]))
+    computed = [name for name in tensors if name != input_name]
+    totals = dict.fromkeys(tensors, Observed())
+    done, size = 0, shape[0] or 1
+    if len(images) < size:
+        raise UsageError(f"{len(images)} images are fewer than a batch of {size}, which the model needs; give more images")
+    run = _runner(model, computed, input_name)
+    while done < len(images):
+        progress("measuring ranges", done, len(images))
+        # a fixed batch that would reach beyond the last image starts earlier
+        start = min(done, len(images) - size) if shape[0] else done
+        batch = images[start : start + size].astype(np.float32, copy=False)
+        if input_name in totals:
+            totals[input_name] += _count(input_name, batch, target)
+        exposed_bytes = 0
+        for name, array in zip(computed, run(batch), strict=True):
+            totals[name] += _count(name, array, target)
+            exposed_bytes += array.nbytes
+        done += size
+        if not shape[0]:  # the first image alone has told how much memory each takes
+            size = min(max(_MEMORY_BYTES * len(batch) // max(exposed_bytes, 1), 1), _LARGEST_BATCH)
+    progress("measuring ranges", len(images), len(images))
+    return totals
+
+
+def _runner(model: onnx.ModelProto, tensors: Sequence[str], input_name: str) -> Callable[[Array], list[Array]]:
     runtime = require("onnxruntime", needed_for="measuring the ranges of activations")
     settings = runtime.SessionOptions()
     settings.log_severity_level = _LOG_FATAL_ONLY
-    totals = np.zeros((len(tensors), 5))
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in tensors)
+
+    def run(batch: Array) -> list[Array]:
+        with _explained():
+            arrays: list[Array] = session.run(None, {input_name: batch})
+            return arrays
+
+    with _explained():
+        session = runtime.InferenceSession(exposed.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return run
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
     try:
-        session = runtime.InferenceSession(
-            _with_counters(model, tensors, target).SerializeToString(), settings, providers=["CPUExecutionProvider"]
-        )
-        for index, batch in enumerate(batches):
-            progress("measuring ranges", index, len(batches))
-            counts = np.array(session.run(None, {input_name: batch}), dtype=np.float64).reshape(totals.shape)
-            totals[:, 0] = np.maximum(totals[:, 0], counts[:, 0])
-            totals[:, 1:] += counts[:, 1:]
+        yield
     except Exception as error:  # ONNX Runtime raises classes of its own for every kind of failure
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UsageError(
             f"the model cannot be run by ONNX Runtime to measure its ranges ({reason}); bake without images"
         ) from error
-    progress("measuring ranges", len(batches), len(batches))
-    for name, (*_, infinite) in zip(tensors, totals, strict=True):
-        if infinite:
-            raise UsageError(
-                f"tensor {name} has {infinite:.0f} values that are not finite (NaN or infinity) already in FP32; check the "
-                "trained weights and the images"
-            )
-    return {
-        name: Observed(
-            largest=float(largest), overflow_count=int(overflowing), flushed_count=int(flushed), nonzero_count=int(nonzero)
-        )
-        for name, (largest, overflowing, flushed, nonzero, _) in zip(tensors, totals, strict=True)
-    }
 
 
-def _batches(images: Array, fixed: int | None) -> Iterator[Array]:
-    if len(images) < (fixed or 1):
+def _count(name: str, array: Array, target: FloatFormat) -> Observed:
+    magnitude = np.abs(array)
+    largest = float(magnitude.max(initial=0))
+    if not np.isfinite(largest):
+        count = int(np.count_nonzero(~np.isfinite(array)))
         raise UsageError(
-            f"{len(images)} images are fewer than a batch of {fixed or 1}, which the model needs; give more images"
+            f"tensor {name} has {count} values that are not finite (NaN or infinity) already in FP32; check the trained "
+            "weights and the images"
         )
-    size = fixed or _BATCH
-    for start in range(0, len(images), size):
-        # a fixed batch that would reach beyond the last image starts earlier
-        yield images[min(start, len(images) - size) if fixed else start :][:size].astype(np.float32, copy=False)
-
-
-def _with_counters(model: onnx.ModelProto, tensors: Sequence[str], target: FloatFormat) -> onnx.ModelProto:
-    """The model with five numbers for each tensor as its outputs instead of its own."""
-    counted = onnx.ModelProto()
-    counted.CopyFrom(model)
-    graph = counted.graph
-    del graph.output[:]
-    limits = {"overflow": target.infinite_from, "flush": target.zero_to, "infinity": np.inf, "zero": 0.0}
-    for name, limit in limits.items():
-        graph.initializer.append(numpy_helper.from_array(np.array(limit, np.float32), _PREFIX + name))
-    for index, tensor in enumerate(tensors):
-        prefix = f"{_PREFIX}{index}."
-        nodes = list(_counters(tensor, prefix))
-        graph.node.extend(nodes)
-        outputs = {
-            "largest": TensorProto.FLOAT,
-            **dict.fromkeys(("overflows", "flushed", "nonzero", "infinite"), TensorProto.INT32),
-        }
-        graph.output.extend(helper.make_tensor_value_info(prefix + name, kind, []) for name, kind in outputs.items())
-    return counted
-
-
-def _counters(tensor: str, prefix: str) -> Iterator[onnx.NodeProto]:
-    """Operators that every operator set has: at least is written as not less, at most as not greater."""
-
-    def node(op: str, inputs: Sequence[str], output: str, **attributes: Any) -> onnx.NodeProto:
-        return helper.make_node(op, list(inputs), [prefix + output], **attributes)
-
-    magnitude = prefix + "magnitude"
-    yield node("Abs", [tensor], "magnitude")
-    yield node("ReduceMax", [magnitude], "largest", keepdims=0)
-    conditions: Mapping[str, tuple[onnx.NodeProto, ...]] = {
-        "overflows": (
-            node("Less", [magnitude, _PREFIX + "overflow"], "finite"),
-            node("Not", [prefix + "finite"], "overflows.where"),
-        ),
-        "nonzero": (node("Greater", [magnitude, _PREFIX + "zero"], "nonzero.where"),),
-        "flushed": (
-            node("Greater", [magnitude, _PREFIX + "flush"], "kept"),
-            node("Not", [prefix + "kept"], "small"),
-            node("And", [prefix + "small", prefix + "nonzero.where"], "flushed.where"),
-        ),
-        "infinite": (
-            node("Less", [magnitude, _PREFIX + "infinity"], "real"),
-            node("Not", [prefix + "real"], "infinite.where"),
-        ),
-    }
-    for name, nodes in conditions.items():
-        yield from nodes
-        yield node("Cast", [f"{prefix}{name}.where"], f"{name}.each", to=TensorProto.INT32)
-        yield node("ReduceSum", [f"{prefix}{name}.each"], name, keepdims=0)
+    zero_count = int(np.count_nonzero(magnitude == 0))
+    return Observed(
+        largest=largest,
+        overflow_count=int(np.count_nonzero(magnitude >= target.infinite_from)) if largest >= target.infinite_from else 0,
+        flushed_count=int(np.count_nonzero(magnitude <= target.zero_to)) - zero_count,
+        nonzero_count=array.size - zero_count,
+    )

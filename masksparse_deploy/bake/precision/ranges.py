@@ -103,7 +103,7 @@ class _Loss:
     flushed_count: int = 0
 
 
-_NOTHING = Observed(largest=0.0, overflow_count=0, flushed_count=0, nonzero_count=0)
+_NOTHING = Observed()
 
 
 def _loss(values: Array, target: FloatFormat) -> _Loss:
