@@ -1,6 +1,7 @@
 """Which stored constant a mask is meant for, and the mask in the axes of that constant."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -108,7 +109,9 @@ def _readings(mask: LayerMask, shape: tuple[int, ...], weights: list[TracedWeigh
 
 
 def _rewritten(mask: LayerMask, keep: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], group_axis: int) -> LayerMask:
-    return LayerMask(weight_name=mask.weight_name, keep=keep, group_axis=group_axis, pattern=mask.pattern)
+    # Only a matrix that is read as it is stored, or the other way round, has been padded (see bake.pad).
+    unpadded_shape = None if mask.unpadded_shape is None else mask.unpadded_shape[::-1]
+    return replace(mask, keep=keep, group_axis=group_axis, unpadded_shape=unpadded_shape)
 
 
 def _refuse_other_readers(mask: LayerMask, value: ir.Value, weights: list[TracedWeight], traced: Trace) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from masksparse_deploy.bake.census import Census, take_census
 from masksparse_deploy.core.artifacts.baking import LintState
-from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
@@ -20,6 +20,8 @@ HARDWARE_PATTERN = NMPattern(n=2, m=4)
 _SMALL = 256
 # Types that sparse kernels multiply, or that a build turns into one of them; none were seen for any other type.
 _MULTIPLIED_TYPES = ("float16", "bfloat16", "float32", "int8", "uint8")
+# What is noted on a node and its weight alike; other annotations belong to one of them.
+_ON_BOTH = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY, keys.DENSE_REASON)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,13 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class _Claim:
-    """What an annotation says: that there is a pattern, along which axis, with which share of nonzeros, from which mask."""
+    """What an annotation says: a pattern, along which axis, with which share of nonzeros, from which mask, padded from what."""
 
     pattern: NMPattern
     group_axis: int
     density: float | None
     mask_sha256: str | None
+    unpadded_shape: tuple[int, ...] | None
 
     @classmethod
     def parse(cls, notes: Mapping[str, str]) -> "_Claim":
@@ -50,11 +53,13 @@ class _Claim:
         density = float(notes[keys.DENSITY]) if keys.DENSITY in notes else None
         if density is not None and not 0 <= density <= 1:
             raise ValueError(f"a density of {density}")
+        unpadded = notes.get(keys.UNPADDED_SHAPE)
         return cls(
             pattern=NMPattern.parse(notes[keys.PATTERN]),
             group_axis=int(notes[keys.GROUP_AXIS]),
             density=density,
             mask_sha256=notes.get(keys.MASK_SHA256),
+            unpadded_shape=None if unpadded is None else tuple(map(int, unpadded.split("x"))),
         )
 
 
@@ -78,7 +83,7 @@ def inspect_layer(
         census = take_census(layer.weight, group_axis=_axis(layer), pattern=HARDWARE_PATTERN)
         state, why = _judge_plain(layer, census, notes.get(keys.DENSE_REASON), other_readers)
         return _finding(state, why, census, HARDWARE_PATTERN)
-    if weight_notes and node_notes and dict(weight_notes) != dict(node_notes):
+    if weight_notes and node_notes and any(weight_notes.get(key) != node_notes.get(key) for key in _ON_BOTH):
         return _unheld(layer, "the annotations of node and weight differ")
     try:
         claim = _Claim.parse(notes)
@@ -108,16 +113,25 @@ def _drift(layer: WeightedLayer, claim: _Claim, census: Census) -> Iterator[str]
         if change:
             words = f"{change:,} nonzeros put back" if change > 0 else f"{-change:,} nonzeros lost"
             yield f"{words}: density {census.density:.4g}, noted {claim.density:g}"
-    if claim.mask_sha256 is not None and census.full and layer.stored_group_axis is not None:
-        # Only full groups tell the mask: where a kept weight is zero, so is a dropped one.
-        mask = LayerMask(
+    # Only groups that keep N tell the mask: where a kept weight is zero, so is a dropped one.
+    if claim.mask_sha256 is not None and (census.full or claim.unpadded_shape) and layer.stored_group_axis is not None:
+        mask = _mask_found(layer, claim)
+        if mask is not None and mask.digest != claim.mask_sha256:
+            yield f"the mask is {mask.digest[:12]}..., noted {claim.mask_sha256[:12]}..."
+
+
+def _mask_found(layer: WeightedLayer, claim: _Claim) -> LayerMask | None:
+    """The mask that the nonzeros show; None if some groups, not counting channels that padding added, do not keep N."""
+    try:
+        return LayerMask(
             weight_name=layer.stored_name,
             keep=nonzero_places(layer.weight_as_stored),
             group_axis=claim.group_axis,
             pattern=claim.pattern,
+            unpadded_shape=claim.unpadded_shape,
         )
-        if mask.digest != claim.mask_sha256:
-            yield f"the mask is {mask.digest[:12]}..., noted {claim.mask_sha256[:12]}..."
+    except ArtifactError:
+        return None
 
 
 def _judge_claim(layer: WeightedLayer, claim: _Claim, census: Census, drift: tuple[str, ...]) -> tuple[LintState, str]:

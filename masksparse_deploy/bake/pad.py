@@ -30,7 +30,7 @@ class PadResult(ir.passes.PassResult):
     """What padding did.
 
     Attributes:
-        masks: the masks of the padded file; the given set itself where nothing was padded.
+        masks: the masks of the padded file, in the axes of the given ones; the given set itself where nothing was padded.
         layers: the layers with further channels, in graph order.
     """
 
@@ -127,12 +127,18 @@ class PadChannels(ir.passes.InPlacePass):
         changed = [traced[node] for node in model.graph if node in by]
         for weight in changed:
             _note_shape(weight, before[weight.initializer])
-        padded = {
-            mask.weight_name: mask.padded(_shape(value)) for value, mask in fitted.items() if _shape(value) != before[value]
-        }
-        masks = self._masks.padded({**self._masks.layers, **padded})
+        masks = self._masks.padded(
+            {mask.weight_name: self._grown(mask, before[value], _shape(value)) for value, mask in fitted.items()}
+        )
         layers = tuple(_record(weight, by[weight.node], before[weight.initializer]) for weight in changed)
         return PadResult(model, bool(layers), masks, layers)
+
+    def _grown(self, fitted: LayerMask, before: Shape, after: Shape) -> LayerMask:
+        """The given mask, in its own axes, for a constant that has grown, in whose axes `fitted` is."""
+        given = self._masks.layers[fitted.weight_name]
+        if before == after:
+            return given
+        return given.padded(after if given.group_axis == fitted.group_axis else after[::-1])
 
     def ensures(self, model: ir.Model) -> None:
         """All groups are full."""
@@ -150,7 +156,8 @@ class _Padding:
         self._padded: dict[tuple[ir.Value, int, int], ir.Value] = {}
         nodes = list(graph.all_nodes())
         values = [value for node in nodes for value in (*node.inputs, *node.outputs) if value is not None]
-        self._taken = {item.name for item in (*nodes, *values, *graph.inputs, *graph.initializers.values())}
+        values += [*graph.inputs, *graph.initializers.values()]
+        self._taken = {*(node.name for node in nodes), *(value.name for value in values)}
 
     def pad_input(self, layer: _Narrow) -> None:
         """Let `layer` read what it reads with zeros appended."""
@@ -235,7 +242,7 @@ def _data_axis(node: ir.Node) -> int:
     """The axis of a layer's input that holds its input channels."""
     if node.op_type == "MatMul":
         return (_data_rank(node) or 1) - 1
-    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) else CHANNEL_AXIS
+    return 0 if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) != 0 else CHANNEL_AXIS
 
 
 def _free_supply(layer: _Narrow, narrow: Mapping[ir.Node, _Narrow], graph: ir.Graph) -> Supply | None:
@@ -272,7 +279,7 @@ def _append_length(value: ir.Value, axis: int, count: int) -> None:
     """Correct the shape that the file tells of a computed tensor."""
     if value.shape is None:
         return
-    lengths = list(value.shape)
+    lengths: list[int | str | ir.SymbolicDim | None] = list(value.shape)
     length = lengths[axis]
     lengths[axis] = length + count if isinstance(length, int) else None
     value.shape = ir.Shape(lengths)

@@ -6,7 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from masksparse_deploy.cli.render_survival import survival_line
-from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport
+from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport, PaddedLayer
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
@@ -96,7 +96,19 @@ def bake_lines(report: BakeReport) -> list[str]:
     conforming = len(report.layers) - len(broken)
     layers = "1 layer conforms" if conforming == 1 else f"{conforming} layers conform"
     head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {layers}"
-    return [head + (f", {len(broken)} do not" if broken else ", none lost")]
+    lines = [head + (f", {len(broken)} do not" if broken else ", none lost")]
+    return [*lines, _padding_line(report.padded)] if report.padded else lines
+
+
+def _padding_line(layers: Sequence[PaddedLayer]) -> str:
+    """What channels of zeros cost, zeros included."""
+    macs = [layer.extra_mac_count for layer in layers if layer.extra_mac_count is not None]
+    unknown = "" if len(macs) == len(layers) else " or more"
+    nodes = sum(layer.by == "pad node" for layer in layers)
+    return (
+        f"zero channels in {len(layers)} layers: {sum(layer.extra_weight_count for layer in layers):,} weights and "
+        f"{sum(macs):,}{unknown} MACs a sample more; {nodes} of them behind a Pad operator"
+    )
 
 
 def engine_lines(artifact: EngineArtifact, choice: str) -> list[str]:

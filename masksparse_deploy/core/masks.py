@@ -94,7 +94,7 @@ class LayerMask:
 
     def _unpadded(self, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         own = self.keep[tuple(slice(length) for length in shape)]
-        if own.shape != shape or np.count_nonzero(own) != np.count_nonzero(self.keep):
+        if own.shape != shape or 0 in shape or np.count_nonzero(own) != np.count_nonzero(self.keep):
             raise ArtifactError(
                 f"mask of {self.weight_name}: of shape {self.keep.shape}, it keeps weights outside the unpadded shape {shape}"
             )

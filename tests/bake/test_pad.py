@@ -17,6 +17,7 @@ import pytest
 from masksparse_deploy.bake.annotate import Annotate
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.conformity import check_conformity
+from masksparse_deploy.bake.lint import lint_graph
 from masksparse_deploy.bake.pad import PadChannels, PadResult, pad_channels, padded_weights
 from masksparse_deploy.core.artifacts.baking import PaddedLayer
 from masksparse_deploy.core.errors import ArtifactError
@@ -348,6 +349,23 @@ def test_a_matrix_stored_with_the_input_channels_first() -> None:
     assert_same_function(model.proto(), after)
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 4), (6, 6), (5, 3)])
+def test_a_mask_of_a_matrix_that_is_stored_transposed_stays_in_its_own_axes(inputs: int, outputs: int) -> None:
+    """PyTorch's (out, in) for a MatMul that reads (in, out); with 5 inputs the last group keeps fewer than 2."""
+    model = Model().conv("stem", 3, inputs).pooled()
+    model.op("MatMul", "a", model.weight("a.weight", inputs, outputs))
+    keep = PATTERN.keep_largest(np.abs(model.constants["a.weight"].T), group_axis=1)
+    mask = LayerMask(weight_name="a.weight", keep=keep, group_axis=1, pattern=PATTERN)
+    ir_model = ir.from_proto(model.proto())
+    result = pad_channels(ir_model, MaskSet(layers={"a.weight": mask}, source_sha256="0" * 64, method="magnitude"))
+    assert result.masks.layers["a.weight"].keep.shape == (outputs, 8)
+    ApplyMasks(result.masks)(ir_model)
+    weight = ir_model.graph.initializers["a.weight"].const_value
+    assert weight is not None
+    expected = np.where(keep, model.constants["a.weight"].T, np.float32(0)).T
+    np.testing.assert_array_equal(weight.numpy(), np.pad(expected, ((0, 8 - inputs), (0, 0))))
+
+
 def test_a_gemm_computes_zeros_for_the_next() -> None:
     model = Model().conv("stem", 3, 8).pooled().gemm("hidden", 8, 10).op("Relu", "relu").gemm("head", 10, 5)
     after, result = padded(model.proto(), masks_for(model, ["head"]))
@@ -484,3 +502,33 @@ def test_masks_of_another_model_are_refused() -> None:
     renamed: Mapping[str, LayerMask] = {"x": dataclasses.replace(masks.layers["a.weight"], weight_name="x")}
     with pytest.raises(ArtifactError, match="no initializer of that name"):
         pad_channels(ir.from_proto(chain().proto()), dataclasses.replace(masks, layers=renamed))
+
+
+def padded_sparse() -> onnx.ModelProto:
+    model = chain()
+    ir_model = ir.from_proto(model.proto())
+    result = pad_channels(ir_model, masks_for(model, ["a", "b"]))
+    Annotate(result.masks)(ApplyMasks(result.masks)(ir_model))
+    return ir.to_proto(ir_model)
+
+
+def test_the_linter_finds_the_mask_of_a_padded_layer() -> None:
+    report = lint_graph(parse_graph(padded_sparse().SerializeToString(), name="padded"), name="padded")
+    assert report.ok
+    assert {layer.weight: layer.state for layer in report.layers if layer.weight in ("a.weight", "b.weight")} == {
+        "a.weight": "conforming",
+        "b.weight": "conforming",
+    }
+
+
+def test_the_linter_sees_a_padded_layer_with_the_mask_of_another() -> None:
+    proto = padded_sparse()
+    (weight,) = [tensor for tensor in proto.graph.initializer if tensor.name == "a.weight"]
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[:, :4] = values[:, [1, 2, 3, 0]]  # as many of every group, but not those
+    weight.raw_data = values.tobytes()
+    report = lint_graph(parse_graph(proto.SerializeToString(), name="moved"), name="moved")
+    assert not report.ok
+    (broken,) = [layer for layer in report.layers if layer.state == "broken claim"]
+    assert broken.weight == "a.weight"
+    assert "its nonzeros are not those of the mask it names" in broken.why

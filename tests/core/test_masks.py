@@ -165,6 +165,11 @@ def test_a_padded_mask_that_keeps_added_channels_is_refused(unpadded: tuple[int,
         dataclasses.replace(padded, unpadded_shape=unpadded)
 
 
+def test_a_padded_mask_of_nothing_is_refused() -> None:
+    with pytest.raises(ArtifactError, match="outside the unpadded shape"):
+        LayerMask(weight_name="w", keep=np.zeros((4, 4), np.bool_), group_axis=1, pattern=PATTERN, unpadded_shape=(4, 0))
+
+
 def test_a_mask_without_the_shape_before_padding_is_refused() -> None:
     padded = partial_mask(5).padded((5, 8, 3, 3))
     with pytest.raises(ArtifactError, match="45 of 90 groups do not keep exactly 2 of 4"):
