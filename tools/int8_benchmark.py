@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _images(pixels: npt.NDArray[np.uint8]) -> Array:
-    scaled = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+    scaled = (pixels.astype(np.float32) / 255 - np.array(MEAN, dtype=np.float32)) / np.array(STD, dtype=np.float32)
     return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
 
 
