@@ -25,6 +25,8 @@ __all__ = ["check_ranges", "measure_ranges"]
 
 # A smaller share of values that become zero is not worth a remark: the format's step near them is as large as they are.
 _REMARKABLE_SHARE = 0.01
+# What protocol buffers, and with them shape inference and the runtime, take in one piece.
+_LARGEST_MODEL_BYTES = 2**31 - 1
 
 Array = npt.NDArray[Any]
 
@@ -51,10 +53,15 @@ def measure_ranges(
         The rows in the order of the graph.
 
     Raises:
-        UsageError: the model cannot be converted (see ConvertFloats), the images don't fit it, it cannot be run, or its FP32
-            outputs are not finite.
+        UsageError: the model cannot be converted (see ConvertFloats) or is larger than 2 GiB, the images don't fit it, it
+            cannot be run, or its FP32 outputs are not finite.
     """
     target = float_format(precision)
+    if model.ByteSize() > _LARGEST_MODEL_BYTES:
+        raise UsageError(
+            f"bake.precision: the model has {model.ByteSize():,} bytes in FP32; what {target.title} loses can be measured up "
+            "to 2 GiB only: bake it in fp32"
+        )
     ours = ir.from_proto(model)
     with_known_types(ours)
     assignment = assign_types(ours, target)
