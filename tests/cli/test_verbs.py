@@ -70,11 +70,13 @@ def test_certify_and_validate(finished: Path, tmp_path: Path) -> None:
     inputs = [
         *("--dense-engine", out / "dense.engine.json", "--sparse-engine", out / "sparse.engine.json"),
         *("--dense-onnx", out / "dense.onnx", "--sparse-onnx", out / "sparse.onnx"),
-        *("--certificate", certificate, "--probe", out / "probe.safetensors"),
+        *("--certificate", certificate, "--probe", out / "probe.safetensors", "--bake-report", out / "bake.json"),
     ]
     gates = ["--accuracy-drop-points", "100", "--flip-rate", "1", "--threads", "1", "--batch", "16"]
     report = told(masksparse("validate", *inputs, *data, *gates, "--out", tmp_path / "validation.json", "--json"))
     assert report["verdict"] == "pass"
+    states = [layer[stage]["state"] for layer in report["survival"] for stage in ("module", "onnx", "converted", "engine")]
+    assert len(states) == 12 and set(states) == {"conforming"}
     strict = ["--accuracy-drop-points", "0", "--flip-rate", "0", "--threads", "1", "--batch", "16"]
     report = told(masksparse("validate", *inputs, *data, *strict, "--out", tmp_path / "strict.json", "--json"), code=1)
     assert report["verdict"] == "fail"
