@@ -18,7 +18,7 @@ __all__ = ["enlarge"]
 
 Array = npt.NDArray[Any]
 
-_SAME = ("Clip", "Dropout", "Identity", "Relu", "Tanh")
+_SAME = ("Cast", "Clip", "Dropout", "Identity", "Relu", "Tanh")
 # Operators that move, average or compare elements: applied to distances they give the distances of their outputs.
 _ITSELF = ("AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Squeeze")
 

@@ -18,9 +18,11 @@ Array = npt.NDArray[Any]
 
 
 def layer_bound(
-    dense: WeightedLayer, sparse: WeightedLayer, shapes: Mapping[str, tuple[int, ...]], norms: NormCache
+    dense: WeightedLayer, sparse: WeightedLayer, stored_name: str, shapes: Mapping[str, tuple[int, ...]], norms: NormCache
 ) -> LayerBound:
-    """The bounds for one masked layer; `shapes` are those of its input and output, without the batch.
+    """The bounds for one masked layer, whose weight is called `stored_name` in the file.
+
+    `shapes` are those of its input and output, without the batch.
 
     Raises:
         NoRuleError: not a two-dimensional convolution or product with a matrix, or its bias is no constant.
@@ -32,9 +34,9 @@ def layer_bound(
     kernel, sparse_kernel = dense.weight.astype(np.float64), sparse.weight.astype(np.float64)
     difference = weight_norm(node, kernel - sparse_kernel, source, norms)
     return LayerBound(
-        layer=dense.weight_name.removesuffix(".weight"),
+        layer=stored_name.removesuffix(".weight"),
         node=node.name,
-        initializer=dense.weight_name,
+        initializer=stored_name,
         removed_norm=weight_norm(node, np.where(sparse_kernel != 0, 0, kernel), source, norms).value,
         difference_norm=difference.value,
         dense_norm=weight_norm(node, kernel, source, norms).value,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from onnx import TensorProto
 
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.graph.model import Graph, Node
@@ -17,6 +18,7 @@ __all__ = ["NoRuleError", "Rule", "lipschitz_rule", "variable_tensors", "weight_
 Array = npt.NDArray[Any]
 # Shapes of one sample by tensor name: (channels, height, width), (features,), ...
 SampleShapes = Mapping[str, tuple[int, ...]]
+_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _Number = TypeVar("_Number", float, npt.NDArray[np.float64])
 
 
@@ -131,6 +133,13 @@ def _constants(node: Node, graph: Graph) -> list[Array | None]:
     return [graph.constants.get(name) for name in node.inputs]
 
 
+def _cast(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    # Bounds are about exact arithmetic, in which a number is the same in every floating-point format.
+    if node.attributes["to"] not in _FLOATS:
+        raise NoRuleError("Cast to integers")
+    return 1.0
+
+
 def _leaky_relu(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
     return max(1.0, abs(float(node.attributes.get("alpha", 0.01))))
 
@@ -172,6 +181,7 @@ def _mean(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]
 _FACTORS: Mapping[str, Callable[[Node, Graph, Sequence[int], Sequence[int]], float]] = {
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
+    "Cast": _cast,
     "Clip": _one,
     "Dropout": _one,
     "Flatten": _one,

@@ -1,6 +1,6 @@
 """A dense model and its sparse twin, read together and checked to be the same graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.graph.fold import fold_constants
+from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import read_graph
 
 __all__ = ["Pair", "pair_graphs", "read_pair"]
 
+# BF16 and FP8 are of no kind that NumPy knows.
+_FLOATING_KINDS = "fV"
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Pair:
-    """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only."""
+    """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only.
+
+    Stored constants are folded to where they are read (see graph.fold); `stored_names` has the name in the file of each
+    operator's weight, by the operator's first output.
+    """
 
     dense: Graph
     sparse: Graph
+    stored_names: Mapping[str, str]
 
     def differs(self, node: Node) -> bool:
         """Whether a constant that `node` reads has another value in the sparse graph."""
@@ -44,10 +54,12 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
 
 def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
     """The same for graphs already read."""
+    stored_names = {layer.node.outputs[0]: layer.stored_name for layer in weighted_layers(dense)}
+    dense, sparse = fold_constants(dense), fold_constants(sparse)
     difference = next(_differences(dense, sparse), None)
     if difference is not None:
         raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")
-    return Pair(dense=dense, sparse=sparse)
+    return Pair(dense=dense, sparse=sparse, stored_names=stored_names)
 
 
 def _differences(dense: Graph, sparse: Graph) -> Iterator[str]:
@@ -77,5 +89,5 @@ def _constant_differences(name: str, dense: npt.NDArray[Any] | None, sparse: npt
         yield f"only the {'sparse' if dense is None else 'dense'} file has the weight {name!r}"
     elif (dense.shape, dense.dtype) != (sparse.shape, sparse.dtype):
         yield f"{name!r} is {dense.dtype} {dense.shape} and {sparse.dtype} {sparse.shape}"
-    elif not np.issubdtype(dense.dtype, np.floating) and not np.array_equal(dense, sparse):
+    elif dense.dtype.kind not in _FLOATING_KINDS and not np.array_equal(dense, sparse):
         yield f"{name!r}, which is not a weight, has different values"

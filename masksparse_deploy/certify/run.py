@@ -92,7 +92,7 @@ def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, pr
                 f"the image size at {dense.node.name} is not in the ONNX file; export the model with a fixed height and width"
             )
         try:
-            bounds.append(layer_bound(dense, sparse, shapes, norms))
+            bounds.append(layer_bound(dense, sparse, pair.stored_names[dense.node.outputs[0]], shapes, norms))
         except NoRuleError as error:
             raise UsageError(f"{dense.node.name} is masked, and there is no bound for {error}; leave it dense") from error
     progress("bounding layers", len(masked), len(masked))
@@ -130,7 +130,7 @@ def _end_to_end_claims(
 def _require_finite(pair: Pair, dense_path: Path, sparse_path: Path) -> None:
     for graph, path in ((pair.dense, dense_path), (pair.sparse, sparse_path)):
         for name, array in graph.constants.items():
-            if np.issubdtype(array.dtype, np.floating) and name in _weight_names(pair) and not np.isfinite(array).all():
+            if array.dtype.kind in "fV" and name in _weight_names(pair) and not np.isfinite(array).all():
                 raise ArtifactError(
                     f"{path}: the weight {name!r} holds NaN or infinite values; train or export the model again"
                 )

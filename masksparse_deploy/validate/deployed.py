@@ -14,6 +14,7 @@ from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.plans import read_plan
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from masksparse_deploy.validate.biases import bias_step
 from masksparse_deploy.validate.plan_layers import layer_in_plan, plan_layers
 
 __all__ = ["check_weights", "read_plan_graph", "require_chain"]
@@ -75,17 +76,21 @@ def _weight_fault(layer: WeightedLayer, source: Graph, in_plan: tuple[WeightedLa
     if fault or layer.bias is None or found.bias is None:
         return fault
     name = layer.node.inputs[2]
-    # The scale of a quantized bias is recomputed by the runtime, with one more rounding of a float32 product on each side.
-    return _difference(name, layer.bias, found.bias, 2.0**-22 if found.quantized else 0.0)
+    # A runtime rounds the biases of an INT8 layer to a grid of its own; its scale is a product of two, rounded to float32.
+    step = bias_step(layer, source) if found.quantized else None
+    allowed = 0.0 if step is None else step / 2 + 2.0**-22 * np.abs(layer.bias.astype(np.float64))
+    return _difference(name, layer.bias, found.bias, allowed)
 
 
-def _difference(name: str, expected: npt.NDArray[Any], found: npt.NDArray[Any], tolerance: float) -> str:
+def _difference(
+    name: str, expected: npt.NDArray[Any], found: npt.NDArray[Any], allowed: float | npt.NDArray[np.float64]
+) -> str:
     if found.shape != expected.shape:
         return f"{name} is not in the plan with the shape {expected.shape}"
     # types may differ where a conversion was carried out beforehand, values may not
     ours, theirs = expected.astype(np.float64), found.astype(np.float64)
     # the negation counts NaN as different
-    different = int((~(np.abs(ours - theirs) <= tolerance * np.abs(ours))).sum())
+    different = int((~(np.abs(ours - theirs) <= allowed)).sum())
     if not different:
         return ""
     return f"{different} of {found.size} values of {name} differ, by up to {float(np.abs(ours - theirs).max()):.3g}"

@@ -104,6 +104,7 @@ def compare_layers(
     images: npt.NDArray[np.float32],
     *,
     input_name: str,
+    precision: str,
     uncovered: Mapping[str, str],
     progress: Progress = silent,
 ) -> tuple[LayerDeviation, ...]:
@@ -118,6 +119,7 @@ def compare_layers(
         pairs: the layers of the certificate.
         images: float32 (count, channels, height, width).
         input_name: the model's input.
+        precision: of the engine's weights and activations: "fp32", "fp16" or "bf16".
         uncovered: nodes whose kernel the rounding bound does not cover, with the reason; outside their bound they are
             inconclusive instead of failed.
         progress: told how many images are done.
@@ -131,18 +133,18 @@ def compare_layers(
         chunk = images[start : start + _CHUNK]
         tensors = {input_name: chunk, **session.run(chunk)}
         for pair in pairs:
-            worst[pair.bound.node] = _worse(worst[pair.bound.node], pair, tensors[pair.input], tensors[pair.output])
+            worst[pair.bound.node] = _worse(worst[pair.bound.node], pair, tensors[pair.input], tensors[pair.output], precision)
     progress("compare layers", len(images), len(images))
     return tuple(_deviation(pair, worst[pair.bound.node], pair.bound.node in uncovered) for pair in pairs)
 
 
-def _worse(worst: _Worst, pair: LayerPair, x: Array, y: Array) -> _Worst:
+def _worse(worst: _Worst, pair: LayerPair, x: Array, y: Array, precision: str) -> _Worst:
     if not (np.isfinite(x).all() and np.isfinite(y).all()):
         raise ArtifactError(
             f"the engine has NaN or infinite values at the layer {pair.bound.node}; check the images and the precision of "
             "the model, then run 'masksparse bake' and 'masksparse build' again"
         )
-    allowed = rounding_bound(pair.sparse, x)
+    allowed = rounding_bound(pair.sparse, x, precision)
     rounding = float((np.abs(y - apply_layer(pair.sparse, x)) / allowed).max())
     worst = replace(worst, rounding=max(rounding, worst.rounding))
     for deviation, bound in _deviations(pair, x, y, allowed):

@@ -14,21 +14,20 @@ from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import require_file
 
 __all__ = [
-    "FP32_TOLERANCE",
-    "PROBE_TOLERANCE",
     "check_claim",
     "check_finite",
     "check_outputs",
     "missing_reference",
+    "probe_tolerance",
     "read_probe",
+    "reference_tolerance",
     "row_norms",
 ]
 
-# Chosen, not proved: 256 units of FP32 rounding. On the digits sample rounding alone gives 4e-7, a fortieth of it, and any
-# single layer with weights rounded to FP16 gives at least 2.7e-5, nearly twice as much.
-FP32_TOLERANCE = 2.0**-16
-# Both sides round where the reference is PyTorch in float32.
-PROBE_TOLERANCE = 2 * FP32_TOLERANCE
+# Chosen, not proved. FP32: 256 units of rounding; on the digits sample rounding alone gives 4e-7, a fortieth of it, and any
+# single layer with weights rounded to FP16 gives at least 2.7e-5, nearly twice as much. FP16 and BF16: 16 units; the digits
+# give 6e-4 against PyTorch in FP16, a thirteenth. INT8: the digits give 1.5e-2 where values fall on other levels, a quarter.
+_TOLERANCES = {"fp32": 2.0**-16, "fp16": 2.0**-7, "bf16": 2.0**-4, "int8": 2.0**-4}
 
 Array = npt.NDArray[Any]
 
@@ -77,7 +76,21 @@ def check_finite(dense: Array, sparse: Array) -> Check:
     )
 
 
-def check_outputs(name: str, outputs: Array, reference: Array, *, against: str, tolerance: float = FP32_TOLERANCE) -> Check:
+def reference_tolerance(precision: str) -> float:
+    """How far an engine may be from the float64 values of its file: relative, chosen, not proved.
+
+    Args:
+        precision: as `EngineArtifact.precision`; of several joined by "+" the coarsest counts.
+    """
+    return max(_TOLERANCES.get(part, _TOLERANCES["fp32"]) for part in precision.split("+"))
+
+
+def probe_tolerance(precision: str) -> float:
+    """The same against PyTorch in float32, where the reference rounds too."""
+    return 2 * reference_tolerance(precision)
+
+
+def check_outputs(name: str, outputs: Array, reference: Array, *, against: str, tolerance: float) -> Check:
     """Compare outputs of an engine with reference outputs for the same samples.
 
     Measured is the largest l2 deviation of a sample, relative to the root mean square of the reference's norms.

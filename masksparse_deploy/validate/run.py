@@ -18,15 +18,17 @@ from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.labels import check_above_chance, require_classes
 from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_pairs, uncovered_layers
 from masksparse_deploy.validate.outputs import (
-    PROBE_TOLERANCE,
     check_claim,
     check_finite,
     check_outputs,
     missing_reference,
+    probe_tolerance,
     read_probe,
+    reference_tolerance,
     row_norms,
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
+from masksparse_deploy.validate.rounding import BOUNDED_PRECISIONS
 from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.verdict import overall_verdict
 
@@ -130,7 +132,9 @@ def _reference_checks(dense: Deployed, sparse: Deployed, *, has_probe: bool) -> 
             checks.append(missing_reference(name, reason, decides=not has_probe))
             continue
         against = f"the {network.name} ONNX file evaluated in float64"
-        checks.append(check_outputs(name, network.outputs[: len(network.reference)], network.reference, against=against))
+        tolerance = reference_tolerance(network.engine.precision)
+        outputs = network.outputs[: len(network.reference)]
+        checks.append(check_outputs(name, outputs, network.reference, against=against, tolerance=tolerance))
     return checks
 
 
@@ -145,7 +149,9 @@ def _probe_checks(dense: Deployed, sparse: Deployed, probe: Path | None) -> list
             continue
         outputs, reference = network.run(tensors["images"]), tensors[f"{network.name}_outputs"]
         against = f"the {network.name} PyTorch model in float32"
-        checks.append(check_outputs(name, outputs, reference, against=against, tolerance=PROBE_TOLERANCE))
+        checks.append(
+            check_outputs(name, outputs, reference, against=against, tolerance=probe_tolerance(network.engine.precision))
+        )
     return checks
 
 
@@ -182,6 +188,12 @@ def _layer_checks(
     pairs = layer_pairs(dense.graph, sparse.graph, certificate)
     if not pairs:
         return [layerwise_gate((), {}, gates)], ()
+    if sparse.engine.precision not in BOUNDED_PRECISIONS:
+        reason = (
+            f"the engine computes in {sparse.engine.precision}; rounding bounds of single layers are there for "
+            f"{', '.join(BOUNDED_PRECISIONS)} only"
+        )
+        return [missing_reference("layers outside their bounds", reason, decides=True)], ()
     backend = get_backend(sparse.engine.backend)
     exposed = exposed_tensors(pairs, sparse.graph)
     engine = backend.build(sparse_onnx, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
@@ -189,12 +201,21 @@ def _layer_checks(
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs
     with backend.open(out / f"{LAYERS_ENGINE}.engine.json", threads=options.threads) as session:
-        layers = compare_layers(session, pairs, images, input_name=input_name, uncovered=uncovered, progress=progress)
+        layers = compare_layers(
+            session,
+            pairs,
+            images,
+            input_name=input_name,
+            precision=sparse.engine.precision,
+            uncovered=uncovered,
+            progress=progress,
+        )
         outputs = session.run(images)[session.output_names[0]]
     same = check_outputs(
         "deployed engine against the one with exposed layers",
         sparse.outputs[: len(images)],
         outputs,
         against="the engine of the same file that returns its layers too",
+        tolerance=reference_tolerance(sparse.engine.precision),
     )
     return [same, layerwise_gate(layers, uncovered, gates)], layers

@@ -33,6 +33,7 @@ def _compare(template, folder, change, uncovered=None):
             pairs,
             template.samples.images,
             input_name="images",
+            precision="fp32",
             uncovered=uncovered_layers(pairs, engine) if uncovered is None else uncovered,
         )
     return {layer.layer: layer for layer in layers}

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -59,6 +61,28 @@ def test_half_precision_leaves_the_bound():
     assert (error > rounding_bound(layer, x)).any()
 
 
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -8, -14]))
+def test_layers_that_store_in_half_precision_stay_within(seed, terms, exponent):
+    layer, x = _gemm(seed, terms, 2.0**exponent)
+    layer = replace(layer, weight=layer.weight.astype(np.float16), bias=layer.bias.astype(np.float16))
+    total = np.zeros((len(x), len(layer.weight)), np.float32)
+    for term in np.random.default_rng(seed).permutation(terms):
+        total = total + x[:, term, None] * layer.weight.astype(np.float32)[:, term]
+    engine = (total.astype(np.float16) + layer.bias).astype(np.float64)
+    seen = x.astype(np.float16)  # the kernel read x before it was rounded
+    error = np.abs(engine - apply_layer(layer, seen))
+    assert (error <= rounding_bound(layer, seen, "fp16")).all()
+
+
+def test_sums_kept_in_half_precision_leave_the_bound():
+    # a sum of ones in FP16 stays at 2048, where the next number is 2050
+    ones = np.ones((1, 3000), np.float16)
+    layer = _layer("Gemm", ones, np.zeros(1, np.float16), [1, 3000], transB=1)
+    error = np.abs(_in_order(layer, ones, np.arange(3000), np.float16).astype(np.float64) - apply_layer(layer, ones))
+    assert (error > rounding_bound(layer, ones, "fp16")).all()
+
+
 def test_the_bound_is_nearly_reached():
     # 1 and then terms of 2^-24: each is half a unit in the last place, a tie that rounds to even, so all of them are lost
     terms = 3000
@@ -103,7 +127,9 @@ def test_gamma():
         ("sm80_xmma_fprop_implicit_gemm_f32f32", "fp32", None),
         ("ampere_scudnn_winograd_128x128", "fp32", "winograd algorithm"),
         ("sm80_xmma_fprop_implicit_gemm_tf32tf32", "fp32", "computes in tf32"),
-        ("Conv", "fp16", "computes in fp16"),
+        ("sm80_xmma_fprop_implicit_gemm_fp16", "fp32", "computes in fp16"),
+        ("Conv", "fp16", "does not tell whether it keeps its sums in fp32"),
+        ("Conv", "int8", "computes in int8"),
     ],
 )
 def test_what_the_bound_does_not_cover(tactic, precision, expected):
