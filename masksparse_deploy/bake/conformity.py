@@ -14,7 +14,7 @@ from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
 
-__all__ = ["Conformity", "check_conformity", "nonzeros_per_group"]
+__all__ = ["Conformity", "check_conformity", "each_layer", "nonzeros_per_group"]
 
 _MASKED_KEYS = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY)
 
@@ -63,7 +63,7 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     findings = list(_model_findings(graph, masks))
     layers = []
     unseen = dict(masks.layers)
-    for layer in _each_layer(graph):
+    for layer in each_layer(graph):
         mask = masks.layers.get(layer.stored_name)
         if mask is None:
             findings += _dense_findings(layer)
@@ -90,7 +90,7 @@ def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     return Conformity(layers=tuple(layers), findings=tuple(findings))
 
 
-def _each_layer(graph: Graph) -> Iterator[WeightedLayer]:
+def each_layer(graph: Graph) -> Iterator[WeightedLayer]:
     """The layers of the file, those in bodies of If, Loop and Scan included."""
     for scope in Scope(graph).walk():
         for node in scope.graph.nodes:

@@ -12,9 +12,10 @@ import onnx_ir as ir
 
 from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
-from masksparse_deploy.bake.conformity import check_conformity, nonzeros_per_group
+from masksparse_deploy.bake.conformity import check_conformity, each_layer, nonzeros_per_group
 from masksparse_deploy.bake.convert import convert
 from masksparse_deploy.bake.fit import fit_masks
+from masksparse_deploy.bake.lint import lint_graph
 from masksparse_deploy.bake.pad import pad_channels
 from masksparse_deploy.bake.proto_twins import any_content, constants, identical, proto_differences, tensor_array
 from masksparse_deploy.bake.storage import (
@@ -35,7 +36,7 @@ from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import MaskSet, fingerprint
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.annotations import PREFIX
-from masksparse_deploy.graph.reader import read_graph, weighted_layers
+from masksparse_deploy.graph.reader import read_graph
 
 __all__ = ["bake_file"]
 
@@ -190,7 +191,7 @@ def _check(folder: Path, masks: MaskSet, readers: Mapping[str, str], *, exact: b
     Args:
         folder: holds both files.
         masks: in the axes of the stored constants.
-        readers: name of each constant -> an operator that multiplies by it, for the report on those in bodies.
+        readers: name of each constant -> an operator that multiplies by it, for the report on those in functions.
         exact: whether kept weights are the same in both files; INT8 gives each file scales of its own.
     """
     dense, sparse = (load_proto(folder / name) for name in (DENSE_NAME, SPARSE_NAME))
@@ -205,13 +206,17 @@ def _check(folder: Path, masks: MaskSet, readers: Mapping[str, str], *, exact: b
     differences = proto_differences(dense, sparse, same_content if exact else any_content)
     findings = [f"dense and sparse file differ in {path}" for path in differences]
     graph = read_graph(folder / SPARSE_NAME)
-    in_main = {layer.stored_name for layer in weighted_layers(graph)}
-    bodies = {name: readers[name] for name in masks.layers if name not in in_main}
-    rest = {name: mask for name, mask in masks.layers.items() if name in in_main}
+    listed = {layer.stored_name for layer in each_layer(graph)}
+    functions = {name: readers[name] for name in masks.layers if name not in listed}
+    rest = {name: mask for name, mask in masks.layers.items() if name in listed}
     conformity = check_conformity(graph, dataclasses.replace(masks, layers=rest, padded_from=masks.digest))
     findings += conformity.findings
-    layers = (*conformity.layers, *_layers_in_bodies(sparse, masks, bodies, folder))
+    layers = (*conformity.layers, *_layers_in_functions(sparse, masks, functions, folder))
     findings += [f"{layer.node}: {layer.violation_count} groups keep too many" for layer in layers if layer.violation_count]
+    if not findings:  # the linter is what others will hold the file against
+        report = lint_graph(graph, name=SPARSE_NAME)
+        findings += report.findings
+        findings += [f"{layer.node}: {layer.why}" for layer in report.layers if layer.state == "broken claim"]
     if findings:
         raise ArtifactError(
             f"the sparse ONNX file does not conform to its masks ({_some(findings)}); nothing was written: exclude the layer "
@@ -220,8 +225,10 @@ def _check(folder: Path, masks: MaskSet, readers: Mapping[str, str], *, exact: b
     return layers
 
 
-def _layers_in_bodies(model: onnx.ModelProto, masks: MaskSet, readers: Mapping[str, str], folder: Path) -> Iterator[BakedLayer]:
-    """What a file holds of the masks that apply in bodies of If, Loop and Scan and in functions: those of `readers`."""
+def _layers_in_functions(
+    model: onnx.ModelProto, masks: MaskSet, readers: Mapping[str, str], folder: Path
+) -> Iterator[BakedLayer]:
+    """What a file holds of the masks of constants that functions hold, which inlining names anew: those of `readers`."""
     for name, tensor in constants(model):
         if name not in readers:
             continue

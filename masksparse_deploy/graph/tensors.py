@@ -24,6 +24,7 @@ _KEPT_BYTES = 1024
 _MARK = "#"
 # What every NumPy can hold.
 _MOST_AXES = 32
+_TYPED_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
 class TensorStore:
@@ -119,6 +120,10 @@ def _read(tensor: onnx.TensorProto, files: ExternalFiles) -> Array:
         raise ValueError(f"tensor {tensor.name} has the unknown element type {tensor.data_type}")
     count = math.prod(shape)
     outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+    places = [field for field in _TYPED_FIELDS if getattr(tensor, field)]
+    places += ["raw_data"] * tensor.HasField("raw_data") + ["a file"] * outside
+    if len(places) > 1:  # readers differ in which one they take
+        raise ValueError(f"tensor {tensor.name} stores values in {' and in '.join(places)}")
     if outside or tensor.HasField("raw_data"):
         if tensor.data_type == onnx.TensorProto.STRING:
             raise ValueError(f"tensor {tensor.name} stores text as raw data")

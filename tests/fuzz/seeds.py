@@ -280,7 +280,7 @@ def _everything_else() -> Seed:
     """A custom domain, operators whose weights are not looked into, other value types, and what exporters leave."""
     w, k = _values(8, 8, 3, 3), _values(8, 8, seed=1)
     nodes = [
-        helper.make_node("Special", ["x", "w"], ["s"], domain="com.example", name="special", mode="fast", levels=[1, 2]),
+        helper.make_node("Special", ["x", "u"], ["s"], domain="com.example", name="special", mode="fast", levels=[1, 2]),
         _node("Conv", "s w b", "c"),
         _node("SequenceConstruct", "c c", "list"),
         _node("SequenceAt", "list first", "at"),
@@ -292,6 +292,7 @@ def _everything_else() -> Seed:
     ]
     arrays = {
         "w": w,
+        "u": _values(8, 8, seed=2),
         "b": _values(8),
         "k": k,
         "first": np.array(0, dtype=np.int64),
@@ -304,7 +305,7 @@ def _everything_else() -> Seed:
     model.graph.value_info.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [1, 8, "height", "width"]))
     annotation = model.graph.quantization_annotation.add(tensor_name="c")
     annotation.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="first")
-    return Seed(model=model.SerializeToString(), masks=_masks({"w": (w, 1), "k": (k, 0)}))
+    return Seed(model=model.SerializeToString(), masks=_masks({"w": (w, 1)}))
 
 
 _NARROW = {

@@ -32,7 +32,7 @@ class Limits:
 
     Attributes:
         seconds: CPU time, which other work on the machine does not use up.
-        wall_factor: waiting counts too, after that many times as long.
+        wall_factor: a process that does nothing for that many times as long waits for something that does not come.
         memory_bytes: address space beyond what the process has when it starts.
     """
 
@@ -88,14 +88,22 @@ class Worker:
         results: list[Result] = []
         while len(results) < len(self._stages):
             try:
-                if not connection.poll(self._limits.seconds * self._limits.wall_factor):
-                    results.append(self._lost("waits for something that does not come"))
-                    break
+                worked = self._cpu_ticks()
+                while not connection.poll(self._limits.seconds * self._limits.wall_factor):
+                    before, worked = worked, self._cpu_ticks()
+                    if worked == before:
+                        return [*results, self._lost("waits for something that does not come")]
                 results.append(connection.recv())
             except (EOFError, ConnectionError):
-                results.append(self._lost(""))
-                break
+                return [*results, self._lost("")]
         return results
+
+    def _cpu_ticks(self) -> int:
+        """What the process has worked so far; it stands still when it waits, not when the machine is busy."""
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+            return int(fields[11]) + int(fields[12])
+        return -1
 
     def _started(self) -> Connection:
         if self._connection is None:

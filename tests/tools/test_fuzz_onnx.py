@@ -14,7 +14,7 @@ from tests.fuzz.stages import Stage
 from tests.fuzz.worker import Limits
 from tools import fuzz_onnx
 
-QUICK = Limits(seconds=0.3, wall_factor=3)
+QUICK = Limits(seconds=0.3, wall_factor=5)
 
 
 def number_of(mutation: str, *, after: int = -1) -> int:

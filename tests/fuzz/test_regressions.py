@@ -1,0 +1,78 @@
+"""What fuzzing has found, each with the smallest file that shows it."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from masksparse_deploy.bake.from_file import bake_file
+from masksparse_deploy.bake.lint import lint
+from masksparse_deploy.core.config import BakeOptions
+from masksparse_deploy.core.errors import ArtifactError, MasksparseError
+from masksparse_deploy.core.masks import LayerMask, MaskSet
+from masksparse_deploy.core.patterns import NMPattern
+from tests.fuzz.seeds import seed_named
+
+TWO_FOUR = NMPattern(n=2, m=4)
+W = np.random.default_rng(0).standard_normal((8, 8), dtype=np.float32)
+
+
+def masks_of(**weights: np.ndarray) -> MaskSet:
+    """Masks along axis 0, where MatMul has its input channels."""
+    layers = {
+        name: LayerMask(
+            weight_name=name, keep=TWO_FOUR.keep_largest(np.abs(weight), group_axis=0), group_axis=0, pattern=TWO_FOUR
+        )
+        for name, weight in weights.items()
+    }
+    return MaskSet(layers=layers, source_sha256="0" * 64, method="magnitude")
+
+
+def product(weight: TensorProto | None = None) -> onnx.ModelProto:
+    """y = x w."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="product")],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 8])],
+        [weight or numpy_helper.from_array(W, "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def saved(model: onnx.ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_weights_in_the_field_of_another_type_too_are_refused(tmp_path: Path) -> None:
+    # The reader took one of them; the writer failed on the other with an AssertionError.
+    weight = numpy_helper.from_array(np.tile(W, (8, 8)), "w")
+    weight.float_data.append(1.0)
+    path = saved(product(weight), tmp_path)
+    for attempt in (lambda: lint(path), lambda: bake_file(path, masks_of(w=W), BakeOptions(), out=tmp_path / "out")):
+        with pytest.raises(ArtifactError, match="stores values in float_data and in raw_data"):
+            attempt()
+
+
+def test_an_int8_file_may_say_on_the_node_alone_why_its_output_is_float(tmp_path: Path) -> None:
+    # The linter called what the bake stage had written a broken claim.
+    images = np.ones((3, 8), dtype=np.float32)
+    options = BakeOptions(precision="int8")
+    bake_file(saved(product(), tmp_path), masks_of(w=W), options, out=tmp_path / "out", calibration=images)
+    report = lint(tmp_path / "out" / "sparse.onnx")
+    assert report.ok
+    assert [layer.state for layer in report.layers] == ["conforming"]
+
+
+def test_a_function_of_another_version_than_the_file_imports_is_not_baked(tmp_path: Path) -> None:
+    # It is not inlined, so that nothing shows that the weight it is called with is one.
+    seed = seed_named("functions")
+    model = onnx.load_model_from_string(seed.model)
+    next(entry for entry in model.opset_import if entry.domain == "own").version = 9
+    with pytest.raises(MasksparseError, match="operator of the domain own: not read"):
+        bake_file(saved(model, tmp_path), seed.masks, BakeOptions(), out=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
