@@ -27,7 +27,7 @@ from masksparse_deploy.bake.storage import (
     to_ir,
     write_model,
 )
-from masksparse_deploy.bake.stored import stored_values
+from masksparse_deploy.bake.stored import stored_tensor, stored_values
 from masksparse_deploy.bake.strip import strip_annotations, strip_machine_notes
 from masksparse_deploy.bake.trace import trace_weights
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport, LayerRange
@@ -36,6 +36,7 @@ from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import MaskSet, fingerprint
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.annotations import PREFIX
+from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import read_graph
 
 __all__ = ["bake_file"]
@@ -43,6 +44,13 @@ __all__ = ["bake_file"]
 DENSE_NAME = "dense.onnx"
 SPARSE_NAME = "sparse.onnx"
 REPORT_NAME = "bake.json"
+
+_PRECISIONS = {
+    ir.DataType.FLOAT: "fp32",
+    ir.DataType.FLOAT16: "fp16",
+    ir.DataType.BFLOAT16: "bf16",
+    ir.DataType.INT8: "int8",
+}
 
 Array = npt.NDArray[np.float32]
 
@@ -62,7 +70,7 @@ def bake_file(
     What exporters note about the machine, and the annotations of an earlier baking, are left out.
 
     Args:
-        onnx_path: FP32; its constants have the names of the masks.
+        onnx_path: its constants have the names of the masks. FP32, or in a reduced precision already, which it then keeps.
         masks: without permutations and batch-norm statistics, which need the PyTorch model. Masks may be given in the axes of
             the stored weight or of the operator that reads it, or transposed as PyTorch's linear weights are.
         options: precision and calibration. The file keeps its own operator set, whatever `options.opset` says.
@@ -81,7 +89,7 @@ def bake_file(
     _refuse_module_masks(masks)
     steps = 5
     progress("reading", 0, steps)
-    graph = read_graph(onnx_path)  # refuses what is damaged or reaches out of the file's folder
+    opset = read_graph(onnx_path).opsets[""]  # refuses what is damaged or reaches out of the file's folder
     source = load_proto(onnx_path)
     strip_machine_notes(source)
     strip_annotations(source, PREFIX)
@@ -90,6 +98,7 @@ def bake_file(
     _refuse_overwriting(onnx_path, layout, out)
     progress("masking", 1, steps)
     _require_names(dense, masks, onnx_path)
+    precision = _precision(dense, masks, options)
     fitted = masks.padded({mask.weight_name: mask for mask in fit_masks(dense, masks).values()})
     padding = pad_channels(dense, fitted)
     pad_channels(sparse, fitted)
@@ -104,15 +113,16 @@ def bake_file(
         for name, model in ((DENSE_NAME, twins.dense), (SPARSE_NAME, twins.sparse)):
             write_model(model, folder / name, layout=layout)
         progress("checking", 4, steps)
-        layers = _check(folder, padding.masks, readers, exact=options.precision != "int8")
+        written = {name: read_graph(folder / name) for name in (DENSE_NAME, SPARSE_NAME)}
+        layers = _check(folder, written[SPARSE_NAME], padding.masks, readers, exact=options.precision != "int8")
         report = BakeReport(
             origin="onnx",
-            dense_sha256=read_graph(folder / DENSE_NAME).sha256,
-            sparse_sha256=read_graph(folder / SPARSE_NAME).sha256,
+            dense_sha256=written[DENSE_NAME].sha256,
+            sparse_sha256=written[SPARSE_NAME].sha256,
             mask_set_sha256=masks.digest,
             probe_sha256=None,
-            opset=graph.opsets[""],
-            precision=options.precision,
+            opset=opset,
+            precision=precision,
             calibration_sha256=None if calibration is None else fingerprint({"images": calibration}),
             statistics_updated=False,
             layers=layers,
@@ -163,6 +173,20 @@ def _require_names(model: ir.Model, masks: MaskSet, path: Path) -> None:
         )
 
 
+def _precision(model: ir.Model, masks: MaskSet, options: BakeOptions) -> str:
+    """The precision of the files: that of the weights, unless these are FP32 and shall be converted."""
+    types = {stored_tensor(value).dtype for value in stored_values(model) if value.name in masks.layers}
+    found = "+".join(sorted(_PRECISIONS.get(dtype, dtype.name.lower()) for dtype in types))
+    if found in ("", "fp32"):
+        return options.precision
+    if options.precision != "fp32":
+        raise UsageError(
+            f"the weights of the ONNX file are {found} already, and only fp32 can be converted to {options.precision}; bake "
+            "with bake.precision fp32, which leaves them as they are, or from the FP32 file"
+        )
+    return found
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class _Twins:
     dense: ir.Model
@@ -185,11 +209,12 @@ def _converted(dense: ir.Model, sparse: ir.Model, masks: MaskSet, options: BakeO
     )
 
 
-def _check(folder: Path, masks: MaskSet, readers: Mapping[str, str], *, exact: bool) -> tuple[BakedLayer, ...]:
+def _check(folder: Path, graph: Graph, masks: MaskSet, readers: Mapping[str, str], *, exact: bool) -> tuple[BakedLayer, ...]:
     """Read both files anew: one graph, other values only where a mask drops them, and every mask where it belongs.
 
     Args:
         folder: holds both files.
+        graph: the sparse one.
         masks: in the axes of the stored constants.
         readers: name of each constant -> an operator that multiplies by it, for the report on those in functions.
         exact: whether kept weights are the same in both files; INT8 gives each file scales of its own.

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -373,6 +374,33 @@ def test_reduced_precisions(tmp_path: Path, precision: str) -> None:
     assert lint(out / "sparse.onnx").ok
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [(np.float16, "fp16"), (ml_dtypes.bfloat16, "bf16")])
+def test_a_file_in_reduced_precision_keeps_it(tmp_path: Path, dtype: type, precision: str) -> None:
+    weight = values(8, 12).astype(dtype)
+    model = matmul_model(weight)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.elem_type = model.graph.initializer[0].data_type
+    mask = mask_of("fc.weight", weight, 0)
+    assert bake(model, mask_set(mask), tmp_path).precision == precision
+    sparse = numpy_helper.to_array(onnx.load(tmp_path / "out" / "sparse.onnx").graph.initializer[0])
+    np.testing.assert_array_equal(sparse, np.where(mask.keep, weight, np.zeros((), dtype)))
+    options = BakeOptions(precision="int8")
+    with pytest.raises(UsageError, match=f"the weights of the ONNX file are {precision} already, and only fp32"):
+        bake_file(tmp_path / "in.onnx", mask_set(mask), options, out=tmp_path / "out", calibration=values(2, 8))
+
+
+def test_channels_that_are_no_multiple_of_four_are_padded(tmp_path: Path) -> None:
+    weight = values(5, 6, 3, 3)
+    node = helper.make_node("Conv", ["x", "conv.weight"], ["y"], name="conv", kernel_shape=[3, 3])
+    model = model_of([node], {"conv.weight": weight}, x=["batch", 6, 4, 4], y=["batch", 5, 2, 2])
+    report = bake(model, mask_set(mask_of("conv.weight", weight, 1)), tmp_path)
+    assert [(layer.channels, layer.padded_channels) for layer in report.padded] == [(6, 8)]
+    x = values(2, 6, 4, 4, seed=1)
+    # Sums of 54 terms of size one in FP32: 54 * 2^-24, about 3e-6
+    np.testing.assert_allclose(run(tmp_path / "out" / "dense.onnx", x), run(tmp_path / "in.onnx", x), atol=3e-5)
+    assert lint(tmp_path / "out" / "sparse.onnx").ok
+
+
 # Refusals ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -409,6 +437,12 @@ def test_the_input_is_not_overwritten(tmp_path: Path) -> None:
     assert sha256_file(tmp_path / "dense.onnx") == before
     onnx.save(rich_model(), tmp_path / "net.onnx")
     bake_file(tmp_path / "net.onnx", rich_masks(), BakeOptions(), out=tmp_path)  # beside the input is fine
+
+
+def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("not a folder")
+    with pytest.raises(OutputError, match="out cannot be written"):
+        bake(rich_model(), rich_masks(), tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
