@@ -82,8 +82,6 @@ class BakeReport(Document):
 
     `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
-    `padded` are the layers that got channels of zeros, and what that costs.
-
     `ranges` tell what reduced precision costs each layer of the sparse file, measured on the images with the fingerprint
     `calibration_sha256` (None: without images); `remarks` are what of it a user should know. Both are empty with FP32.
     """
@@ -105,7 +103,6 @@ class BakeReport(Document):
     padded: tuple[PaddedLayer, ...] = ()
     ranges: tuple[LayerRange, ...] = ()
     remarks: tuple[str, ...] = ()
-    padded: tuple[PaddedLayer, ...] = ()
 
 
 class LintLayer(Record):
