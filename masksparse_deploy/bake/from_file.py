@@ -91,6 +91,7 @@ def bake_file(
     progress("reading", 0, steps)
     opset = read_graph(onnx_path).opsets[""]  # refuses what is damaged or reaches out of the file's folder
     source = load_proto(onnx_path)
+    _require_one_version(source, onnx_path)
     strip_machine_notes(source)
     strip_annotations(source, PREFIX)
     dense, sparse = (to_ir(source, onnx_path.parent) for _ in range(2))
@@ -108,6 +109,7 @@ def bake_file(
     readers = {weight.initializer.name or "": weight.node.name or "" for weight in trace_weights(sparse)}
     progress("converting", 2, steps)
     twins = _converted(dense, sparse, padding.masks, options, calibration)
+    measured = options.precision != "fp32"
     with staged_folder(out) as folder:
         progress("writing", 3, steps)
         for name, model in ((DENSE_NAME, twins.dense), (SPARSE_NAME, twins.sparse)):
@@ -123,7 +125,7 @@ def bake_file(
             probe_sha256=None,
             opset=opset,
             precision=precision,
-            calibration_sha256=None if calibration is None else fingerprint({"images": calibration}),
+            calibration_sha256=fingerprint({"images": calibration}) if measured and calibration is not None else None,
             statistics_updated=False,
             layers=layers,
             skipped=masks.skipped,
@@ -145,6 +147,19 @@ def _refuse_module_masks(masks: MaskSet) -> None:
             f"the mask set brings {' and '.join(brings)} of the PyTorch model, which cannot be written into an ONNX file; bake "
             "from the model with --factory and --weights"
         )
+
+
+def _require_one_version(model: onnx.ModelProto, path: Path) -> None:
+    """Functions in the file's own versions of operators: others cannot be inlined, neither here nor by the linter."""
+    versions = {entry.domain: entry.version for entry in model.opset_import}
+    for function in model.functions:
+        for entry in function.opset_import:
+            if versions.get(entry.domain, entry.version) != entry.version:
+                raise UsageError(
+                    f"{path}: function {function.domain}.{function.name} is written for version {entry.version} of the "
+                    f"operators of {entry.domain or 'ai.onnx'}, the file for version {versions[entry.domain]}; inline it first "
+                    "with onnx.inliner.inline_local_functions(model, convert_version=True)"
+                )
 
 
 def _refuse_overwriting(onnx_path: Path, layout: Mapping[str, str], out: Path) -> None:
@@ -230,7 +245,6 @@ def _check(folder: Path, graph: Graph, masks: MaskSet, readers: Mapping[str, str
 
     differences = proto_differences(dense, sparse, same_content if exact else any_content)
     findings = [f"dense and sparse file differ in {path}" for path in differences]
-    graph = read_graph(folder / SPARSE_NAME)
     listed = {layer.stored_name for layer in each_layer(graph)}
     functions = {name: readers[name] for name in masks.layers if name not in listed}
     rest = {name: mask for name, mask in masks.layers.items() if name in listed}
