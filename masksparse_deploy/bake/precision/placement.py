@@ -7,7 +7,7 @@ NVIDIA's TensorRT documentation): the Q/DQ therefore stands behind the activatio
 addition only the one that is not fused is quantized.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -16,6 +16,7 @@ __all__ = ["Placement", "constant_of", "output_channel_axis", "place_quantizers"
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "HardSwish", "Gelu")
+_BODIES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 # Operators whose outputs are values of their first input, so that its scale represents them exactly.
 _SELECTING = ("MaxPool", "Identity", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad")
 
@@ -45,14 +46,16 @@ def place_quantizers(model: ir.Model, *, exclude: Collection[str] = ()) -> Place
         model: of FP32 weights, without Q/DQ.
         exclude: names of operators to leave in float.
     """
-    floats = {node: reason for node in _weighted_nodes(model) if (reason := _why_float(node, model.graph, exclude))}
-    layers = tuple(node for node in _weighted_nodes(model) if node not in floats)
-    residuals = _residual_inputs(model.graph, set(layers))
+    fixed = _fixed_values(model)
+    weighted = _weighted_nodes(model, fixed)
+    floats = {node: reason for node in weighted if (reason := _why_float(node, model.graph, exclude))}
+    layers = tuple(node for node in weighted if node not in floats)
+    residuals = _residual_inputs(model.graph, set(layers), fixed)
     wanted = set(residuals.values())
     float_outputs = {}
     for layer in layers:
         wanted.add(_input(layer, 0))
-        end = _fused_end(layer.outputs[0], residuals)
+        end = _fused_end(layer.outputs[0], residuals, fixed)
         if any(use.node.graph is model.graph for use in end.uses()):
             wanted.add(end)
         else:
@@ -86,25 +89,28 @@ def output_channel_axis(layer: ir.Node) -> int:
     return 0 if layer.op_type == "Conv" or (transposed is not None and transposed.as_int() != 0) else 1
 
 
-def _weighted_nodes(model: ir.Model) -> Iterator[ir.Node]:
-    """Convolutions and matrix products by something that does not depend on the network's input, in bodies too."""
+def _fixed_values(model: ir.Model) -> Set[ir.Value]:
+    """Values that do not depend on the network's input, in bodies too; what operators with bodies give counts as dependent."""
+    fixed = set(model.graph.initializers.values())
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        if node.domain == "" and node.op_type in WEIGHTED and _is_fixed(_input(node, 1)):
-            yield node
+        fixed.update(value for value in node.inputs if value is not None and value.is_initializer())
+        given = [value for value in node.inputs if value is not None]
+        bodies = any(attribute.type in _BODIES for attribute in node.attributes.values())
+        if node.op_type == "Constant" or (given and not bodies and fixed.issuperset(given)):
+            fixed.update(node.outputs)
+    return fixed
+
+
+def _weighted_nodes(model: ir.Model, fixed: Set[ir.Value]) -> list[ir.Node]:
+    """Convolutions and matrix products by something that does not depend on the network's input."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    return [node for node in nodes if node.domain == "" and node.op_type in WEIGHTED and _input(node, 1) in fixed]
 
 
 def _input(node: ir.Node, index: int) -> ir.Value:
     value = node.inputs[index]
     assert value is not None  # these inputs are not optional
     return value
-
-
-def _is_fixed(value: ir.Value) -> bool:
-    producer = value.producer()
-    if producer is None or constant_of(value) is not None:
-        return constant_of(value) is not None
-    given = [source for source in producer.inputs if source is not None]
-    return bool(given) and all(_is_fixed(source) for source in given)
 
 
 def _why_float(node: ir.Node, graph: ir.Graph, exclude: Collection[str]) -> str | None:
@@ -114,6 +120,8 @@ def _why_float(node: ir.Node, graph: ir.Graph, exclude: Collection[str]) -> str 
         return "excluded from quantization"
     if node.graph is not graph:
         return "inside the body of another operator"
+    if _input(node, 0).is_initializer():
+        return "its input is a constant"
     if tensor is None:
         producer = weight.producer()
         return f"its weight is computed in the graph ({producer.op_type if producer else 'unknown'})"
@@ -131,46 +139,46 @@ def _why_float(node: ir.Node, graph: ir.Graph, exclude: Collection[str]) -> str 
     return None
 
 
-def _residual_inputs(graph: ir.Graph, layers: Collection[ir.Node]) -> dict[ir.Node, ir.Value]:
+def _residual_inputs(graph: ir.Graph, layers: Set[ir.Node], fixed: Set[ir.Value]) -> dict[ir.Node, ir.Value]:
     """For every addition that a layer is fused with: its other input. The layer with more weights is fused."""
     found = {}
     for node in graph:
         if node.op_type != "Add" or node.domain:
             continue
         operands = (_input(node, 0), _input(node, 1))
-        sizes = [_fusable_weights(value, layers) for value in operands]
-        if not any(_is_fixed(value) for value in operands) and max(sizes) > 0:
+        sizes = [_fusable_weights(value, layers, fixed) for value in operands]
+        if fixed.isdisjoint(operands) and max(sizes) > 0:
             found[node] = operands[0 if sizes[0] < sizes[1] else 1]
     return found
 
 
-def _fusable_weights(value: ir.Value, layers: Collection[ir.Node]) -> int:
+def _fusable_weights(value: ir.Value, layers: Set[ir.Node], fixed: Set[ir.Value]) -> int:
     """How many weights the layer has that gives `value` to the one operator reading it; 0 if it is not such an output."""
     producer = value.producer()
     if producer is None or value.is_graph_output() or len(value.uses()) != 1:
         return 0
     if producer.op_type == "Add" and producer not in layers:
         # A matrix product and its bias may be two operators
-        variable = [source for source in producer.inputs if source is not None and not _is_fixed(source)]
-        return _fusable_weights(variable[0], layers) if len(variable) == 1 else 0
+        variable = [source for source in producer.inputs if source is not None and source not in fixed]
+        return _fusable_weights(variable[0], layers, fixed) if len(variable) == 1 else 0
     tensor = constant_of(_input(producer, 1)) if producer in layers else None
     return tensor.size if tensor is not None else 0
 
 
-def _fused_end(value: ir.Value, residuals: Mapping[ir.Node, ir.Value]) -> ir.Value:
+def _fused_end(value: ir.Value, residuals: Mapping[ir.Node, ir.Value], fixed: Set[ir.Value]) -> ir.Value:
     """The tensor that the fused kernel around a layer's output writes."""
-    while (following := _fused_next(value, residuals)) is not None:
+    while (following := _fused_next(value, residuals, fixed)) is not None:
         value = following
     return value
 
 
-def _fused_next(value: ir.Value, residuals: Mapping[ir.Node, ir.Value]) -> ir.Value | None:
+def _fused_next(value: ir.Value, residuals: Mapping[ir.Node, ir.Value], fixed: Set[ir.Value]) -> ir.Value | None:
     readers = [use.node for use in value.uses()]
     if value.is_graph_output() or not readers or any(node.domain or node.graph is not readers[0].graph for node in readers):
         return None
     if len(readers) == 1 and readers[0].op_type == "Add":
         (other,) = [source for source in readers[0].inputs if source is not value] or [None]
-        fused = other is not None and (_is_fixed(other) or residuals.get(readers[0]) is other)
+        fused = other is not None and (other in fixed or residuals.get(readers[0]) is other)
         return readers[0].outputs[0] if fused else None
     if len(readers) == 1 and readers[0].op_type in _ACTIVATIONS:
         return readers[0].outputs[0]

@@ -66,7 +66,8 @@ def quantize(
 class InsertQuantizers(ir.passes.InPlacePass):
     """Put Q/DQ where a placement says; nothing else of the model is changed but what its weights' annotations must say.
 
-    Requires scales for all tensors of the placement. Ensures that every weight is stored on its grid of 255 levels.
+    Requires a limit for every tensor of the placement. Ensures that every layer of it reads its weight and its input through
+    DequantizeLinear.
     """
 
     def __init__(self, placement: Placement, limits: Mapping[str, float]) -> None:
@@ -92,6 +93,12 @@ class InsertQuantizers(ir.passes.InPlacePass):
         for node, reason in self._placement.float_outputs.items():
             node.metadata_props[keys.FLOAT_OUTPUT_REASON] = reason
         return ir.passes.PassResult(model, bool(self._placement.layers or self._placement.floats))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Nothing was forgotten."""
+        for layer in self._placement.layers:
+            producers = [value.producer() for value in layer.inputs[:2] if value is not None]
+            assert all(producer is not None and producer.op_type == "DequantizeLinear" for producer in producers)
 
 
 class _Names:

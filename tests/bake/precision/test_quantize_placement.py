@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from masksparse_deploy.bake.precision.placement import place_quantizers
 from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.bake.precision.quantized_check import check_quantized, float_layers
 from tests.bake.precision.quantized_models import images, network, parsed, quantized_pair, quantized_tensors, stored
@@ -159,6 +161,8 @@ def test_layers_that_stay_in_float_say_why() -> None:
     given = network("y = Conv (x, w)", weights)
     given.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, weights["w"]))
     assert reasons(given) == {"conv0": "in float: its weight is an input or output of the network"}
+    constant = network("c = Conv (k, w)\n y = Add (x, c)", {"w": (4, 4, 3, 3), "k": (1, 4, 8, 8)})
+    assert reasons(constant) == {"conv0": "in float: its input is a constant"}
     vector = network("y = MatMul (x, w)", {"w": (6,)})
     assert reasons(vector) == {"matmul0": "in float: its weight is a vector, without output channels"}
     half = network("h = Cast <to=10> (x)\n c = Conv (h, w)\n y = Cast <to=1> (c)", {})
@@ -189,3 +193,11 @@ def test_a_layer_in_the_body_of_another_operator() -> None:
     assert [entry.value for entry in inside.metadata_props] == ["inside the body of another operator"]
     # The weight has a reader that would not understand integers
     assert float_layers(parsed(result)) == {"conv0": "in float: its weight is also read by inside, in another way"}
+
+
+def test_a_network_deeper_than_python_recurses() -> None:
+    chain = "\n".join(f"v{index + 1} = Sin (v{index})" for index in range(1500))
+    body = f"c = Conv <pads=[1,1,1,1]> (x, w)\n v0 = Relu (c)\n {chain}\n a = Add (v1500, x)\n y = Conv (a, u)"
+    model = network(body, {"w": (4, 4, 3, 3), "u": (4, 4, 1, 1)})
+    placement = place_quantizers(ir.from_proto(model))
+    assert [value.name for value in placement.tensors] == ["x", "v0", "a"]
