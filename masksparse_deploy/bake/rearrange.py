@@ -80,13 +80,14 @@ def _order(node: ir.Node, rank: int) -> Shape | None:
     attribute = node.attributes.get("perm")
     if attribute is None:
         return tuple(range(rank))[::-1]
-    return None if attribute.is_ref() else tuple(attribute.as_ints())
+    order = () if attribute.is_ref() else tuple(attribute.as_ints())
+    return order if sorted(order) == list(range(rank)) else None
 
 
 def _reshaped(node: ir.Node, shape: Shape) -> Shape | None:
     target = fixed_array(node.inputs[1]) if len(node.inputs) > 1 else None
     allow_zero = node.attributes.get("allowzero")
-    if target is None or (allow_zero is not None and allow_zero.is_ref()):
+    if target is None or target.dtype.kind != "i" or (allow_zero is not None and allow_zero.is_ref()):
         return None
     keeps = allow_zero is None or not allow_zero.as_int()
     given = target.reshape(-1).tolist()
@@ -94,6 +95,8 @@ def _reshaped(node: ir.Node, shape: Shape) -> Shape | None:
         return None
     sizes = [shape[index] if size == 0 and keeps else int(size) for index, size in enumerate(given)]
     known = prod(size for size in sizes if size != -1)
+    if min(sizes, default=0) < -1:
+        return None
     return tuple(prod(shape) // known if size == -1 and known else size for size in sizes)
 
 
@@ -109,7 +112,9 @@ def _squeezed(node: ir.Node, shape: Shape) -> Shape | None:
     if axes is None:
         return None
     rank = len(shape) + len(axes)
-    added = {axis % rank for axis in axes}
+    added = {axis % rank for axis in axes if rank}
+    if len(added) < len(axes):
+        return None
     sizes = iter(shape)
     return tuple(1 if index in added else next(sizes) for index in range(rank))
 
@@ -120,7 +125,7 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
     if attribute is not None:
         return None if attribute.is_ref() else tuple(attribute.as_ints())
     axes: npt.NDArray[Any] | None = fixed_array(node.inputs[1]) if len(node.inputs) > 1 else None
-    return None if axes is None else tuple(int(axis) for axis in axes.reshape(-1))
+    return None if axes is None or axes.dtype.kind != "i" else tuple(int(axis) for axis in axes.reshape(-1))
 
 
 def _zero_point_obstacle(node: ir.Node) -> str:

@@ -71,6 +71,7 @@ def _parse(data: bytes, files: ExternalFiles, *, name: str) -> Graph:
     try:
         model = onnx.load_model_from_string(data)
         store.strip(model)
+        _require_text(model)
         # protobuf gives memory back with the message as a whole
         model = onnx.load_model_from_string(model.SerializeToString())
         require_finite_expansion(model)
@@ -163,6 +164,19 @@ class _View:
         if hasattr(value, "append"):  # protobuf's repeated fields are neither lists nor registered sequences
             return tuple(item.decode() if isinstance(item, bytes) else item for item in value)
         return value
+
+
+def _require_text(message: Any) -> None:
+    """Raise a ValueError for a name or another text that is not UTF-8: protobuf gives bytes in place of such."""
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                _require_text(inner)
+        elif field.type == field.TYPE_STRING:
+            texts = (value,) if isinstance(value, str | bytes) else value
+            is_text = all(isinstance(text, str) for text in texts)
+            if not is_text:
+                raise ValueError(f"{field.full_name} holds text that is not UTF-8")
 
 
 def _constant(attributes: Mapping[str, Any]) -> Array:

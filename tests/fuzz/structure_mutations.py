@@ -29,7 +29,7 @@ def _messages(message: Message) -> Iterator[Message]:
     yield message
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_MESSAGE:
-            for inner in value if field.is_repeated else [value]:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
                 yield from _messages(inner)
 
 
@@ -58,7 +58,7 @@ def _any_field(random: Random, model: onnx.ModelProto) -> None:
         message.ClearField(field.name)
     elif field.type == FieldDescriptor.TYPE_MESSAGE:
         _change_message(random, message, field)
-    elif field.is_repeated:
+    elif hasattr(getattr(message, field.name), "append"):
         _change_list(random, getattr(message, field.name), field)
     else:
         setattr(message, field.name, _extreme(random, field))
@@ -66,7 +66,7 @@ def _any_field(random: Random, model: onnx.ModelProto) -> None:
 
 def _change_message(random: Random, message: Message, field: FieldDescriptor) -> None:
     value = getattr(message, field.name)
-    if not field.is_repeated:
+    if not hasattr(value, "add"):
         value.SetInParent()
         return
     if value and random.random() < 0.7:

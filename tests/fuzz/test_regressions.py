@@ -9,8 +9,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.bake.from_file import bake_file
 from masksparse_deploy.bake.lint import lint
+from masksparse_deploy.bake.trace import GraphMismatchError
 from masksparse_deploy.core.config import BakeOptions
-from masksparse_deploy.core.errors import ArtifactError, MasksparseError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from tests.fuzz.seeds import seed_named
@@ -69,10 +70,27 @@ def test_an_int8_file_may_say_on_the_node_alone_why_its_output_is_float(tmp_path
 
 
 def test_a_function_of_another_version_than_the_file_imports_is_not_baked(tmp_path: Path) -> None:
-    # It is not inlined, so that nothing shows that the weight it is called with is one.
+    # It is not inlined: nothing shows that the weight it is called with is one, and conversions stopped with a ValueError.
     seed = seed_named("functions")
     model = onnx.load_model_from_string(seed.model)
     next(entry for entry in model.opset_import if entry.domain == "own").version = 9
-    with pytest.raises(MasksparseError, match="operator of the domain own: not read"):
+    with pytest.raises(UsageError, match=r"version 1 of the operators of own, the file for version 9; inline it first"):
         bake_file(saved(model, tmp_path), seed.masks, BakeOptions(), out=tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("perm", [[0, 1, 2], [0, 0], [0]])
+def test_a_transposition_of_other_axes_than_there_are(perm: list[int], tmp_path: Path) -> None:
+    # The checker accepts it; following a constant through it was an IndexError.
+    model = product()
+    model.graph.node.append(helper.make_node("Transpose", ["w"], ["turned"], perm=perm))
+    model.graph.output.append(helper.make_tensor_value_info("turned", TensorProto.FLOAT, [None, None]))
+    with pytest.raises(GraphMismatchError, match="also read by"):
+        bake_file(saved(model, tmp_path), masks_of(w=W), BakeOptions(), out=tmp_path / "out")
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    # Protobuf gives such a name as bytes, which the linter's report refused with a ValidationError.
+    path = saved(product(), tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"product", b"prod\xffct"))
+    with pytest.raises(ArtifactError, match="holds text that is not UTF-8"):
+        lint(path)
