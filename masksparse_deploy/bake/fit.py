@@ -1,9 +1,11 @@
 """Which stored constant a mask is meant for, and the mask in the axes of that constant."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from masksparse_deploy.bake.rearrange import to_stored
@@ -12,6 +14,8 @@ from masksparse_deploy.bake.trace import GraphMismatchError, Trace, TracedWeight
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 
 __all__ = ["fit_masks"]
+
+Keep = npt.NDArray[np.bool_]
 
 
 def fit_masks(model: ir.Model, masks: MaskSet) -> Mapping[ir.Value, LayerMask]:
@@ -102,16 +106,19 @@ def _readings(mask: LayerMask, shape: tuple[int, ...], weights: list[TracedWeigh
     for weight in weights:
         if weight.route and weight.operand_shape == mask.keep.shape and weight.operand_axis == mask.group_axis:
             assert weight.group_axis is not None
-            readings.append(_rewritten(mask, to_stored(mask.keep, weight.route), weight.group_axis))
+            readings.append(_rewritten(mask, partial(to_stored, route=weight.route), weight.group_axis))
     if mask.keep.ndim == 2 and mask.keep.shape[::-1] == shape:
-        readings.append(_rewritten(mask, mask.keep.T, 1 - mask.group_axis))
+        readings.append(_rewritten(mask, np.transpose, 1 - mask.group_axis))
     return readings
 
 
-def _rewritten(mask: LayerMask, keep: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], group_axis: int) -> LayerMask:
-    # Only a matrix that is read as it is stored, or the other way round, has been padded (see bake.pad).
-    unpadded_shape = None if mask.unpadded_shape is None else mask.unpadded_shape[::-1]
-    return replace(mask, keep=keep, group_axis=group_axis, unpadded_shape=unpadded_shape)
+def _rewritten(mask: LayerMask, rearrange: Callable[[Keep], Keep], group_axis: int) -> LayerMask:
+    unpadded_shape = None
+    if mask.unpadded_shape is not None:
+        own = np.zeros(mask.keep.shape, dtype=np.bool_)
+        own[tuple(slice(length) for length in mask.unpadded_shape)] = True
+        unpadded_shape = tuple(int(places.max()) + 1 for places in np.nonzero(rearrange(own)))
+    return replace(mask, keep=rearrange(mask.keep), group_axis=group_axis, unpadded_shape=unpadded_shape)
 
 
 def _refuse_other_readers(mask: LayerMask, value: ir.Value, weights: list[TracedWeight], traced: Trace) -> None:

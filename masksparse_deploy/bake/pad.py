@@ -66,7 +66,7 @@ class _Narrow:
 
     @property
     def channels(self) -> int:
-        return self.mask.keep.shape[self.mask.group_axis]
+        return int(self.mask.keep.shape[self.mask.group_axis])
 
     @property
     def padded_channels(self) -> int:
@@ -121,8 +121,8 @@ class PadChannels(ir.passes.InPlacePass):
                 _append_length(value, CHANNEL_AXIS, layer.missing)
             by.update(dict.fromkeys(supply.consumers, "producer"))
             widened.update({producer.node: "outputs only" for producer in supply.producers})
-        for weight, layer in {layer.weight: layer for layer in narrow.values()}.items():
-            _append_zeros(weight, layer.mask.group_axis, layer.missing)
+        for constant, layer in {layer.weight: layer for layer in narrow.values()}.items():
+            _append_zeros(constant, layer.mask.group_axis, layer.missing)
         by = {**widened, **by}
         changed = [traced[node] for node in model.graph if node in by]
         for weight in changed:

@@ -145,7 +145,7 @@ def _producer(node: ir.Node) -> Producer | None:
         return None
     if node.op_type == "Conv" and node.attributes.get_int("group", 1) != 1:
         return None
-    output_axis = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) else 1
+    output_axis = 0 if node.op_type == "Conv" or node.attributes.get_int("transB", 0) != 0 else 1
     # A Gemm broadcasts a bias of any other shape.
     if bias is not None and tuple(_lengths(bias)) != (_lengths(weight)[output_axis],):
         return None

@@ -79,7 +79,7 @@ class LayerMask:
     @property
     def is_partial(self) -> bool:
         """Whether the last group is not full, so that the weight needs channels of zeros in a file for sparse kernels."""
-        return self.keep.shape[self.group_axis] % self.pattern.m != 0
+        return bool(self.keep.shape[self.group_axis] % self.pattern.m)
 
     def padded(self, shape: tuple[int, ...]) -> "LayerMask":
         """The mask of the weight with zeros appended up to `shape`: nothing of them is kept.

@@ -28,7 +28,7 @@ class PartialSelector(Selector):
         super().__init__(pattern)
         full, rest = weight.shape[1] - weight.shape[1] % pattern.m, weight.shape[1] % pattern.m
         patterns = pattern, NMPattern(n=min(pattern.n, rest), m=rest)
-        parts = zip(weight.split([full, rest], 1), patterns, strict=True)
+        parts = zip(torch.split(weight, [full, rest], 1), patterns, strict=True)
         self.parts = nn.ModuleList(kind(part, of_part) for part, of_part in parts if part.shape[1])
 
     def mask(self) -> torch.Tensor:

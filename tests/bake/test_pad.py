@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,11 @@ import pytest
 from masksparse_deploy.bake.annotate import Annotate
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.conformity import check_conformity
+from masksparse_deploy.bake.convert import convert
 from masksparse_deploy.bake.lint import lint_graph
 from masksparse_deploy.bake.pad import PadChannels, PadResult, pad_channels, padded_weights
 from masksparse_deploy.core.artifacts.baking import PaddedLayer
+from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
@@ -122,9 +124,9 @@ def by(result: PadResult) -> dict[str, str]:
     return {layer.node: layer.by for layer in result.layers}
 
 
-def chain() -> Model:
+def chain(opset: int = 20) -> Model:
     """Images to 6, to 10, to 7 channels; the last two layers have groups that are not full."""
-    model = Model().conv("stem", 3, 6).op("Relu", "relu1").conv("a", 6, 10).op("Relu", "relu2")
+    model = Model(opset).conv("stem", 3, 6).op("Relu", "relu1").conv("a", 6, 10).op("Relu", "relu2")
     return (
         model.op("MaxPool", "max", kernel_shape=[2, 2], strides=[2, 2]).conv("b", 10, 7, bias=False).pooled().gemm("head", 7, 5)
     )
@@ -397,6 +399,19 @@ def test_masks_of_the_padded_file_conform_and_are_noted() -> None:
     for name, mask in result.masks.layers.items():
         assert mask.keep.sum() == masks.layers[name].keep.sum()
         np.testing.assert_array_equal(graph.constants[name], np.where(mask.keep, trained[name], np.float32(0)))
+
+
+@pytest.mark.parametrize(("precision", "opset"), [("fp16", 17), ("bf16", 22), ("int8", 20)])
+def test_padded_layers_conform_in_every_precision(precision: Literal["fp16", "bf16", "int8"], opset: int) -> None:
+    model = chain(opset)
+    ir_model = ir.from_proto(model.proto())
+    result = pad_channels(ir_model, masks_for(model, ["a", "b"]))
+    Annotate(result.masks)(ApplyMasks(result.masks)(ir_model))
+    options = BakeOptions(precision=precision)
+    converted = convert(ir.to_proto(ir_model), options, IMAGES, masks=result.masks).model
+    conformity = check_conformity(parse_graph(converted.SerializeToString(), name=precision), result.masks)
+    assert conformity.findings == ()
+    assert [layer.shape for layer in conformity.layers] == [(12, 8, 3, 3), (7, 12, 3, 3)]
 
 
 def test_a_weight_in_an_added_channel_is_found() -> None:
