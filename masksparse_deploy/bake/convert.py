@@ -14,6 +14,7 @@ from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.bake.precision.quantized_check import check_quantized, float_layers
 from masksparse_deploy.bake.precision.quantized_losses import quantization_losses
 from masksparse_deploy.bake.precision.ranges import check_ranges, measure_ranges
+from masksparse_deploy.bake.storage import to_proto
 from masksparse_deploy.core.artifacts.baking import LayerRange
 from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -70,7 +71,7 @@ def convert(
         return conversion
     annotated = ir.from_proto(conversion.model)
     Annotate(masks)(annotated)
-    return Conversion(model=ir.to_proto(annotated), ranges=conversion.ranges, remarks=conversion.remarks)
+    return Conversion(model=to_proto(annotated), ranges=conversion.ranges, remarks=conversion.remarks)
 
 
 def _lowered(model: onnx.ModelProto, options: BakeOptions, images: Array | None, progress: Progress) -> Conversion:
@@ -79,7 +80,7 @@ def _lowered(model: onnx.ModelProto, options: BakeOptions, images: Array | None,
     remarks = check_ranges(ranges, options.precision)
     lowered = ir.from_proto(model)
     ConvertFloats(options.precision)(lowered)
-    return Conversion(model=ir.to_proto(lowered), ranges=ranges, remarks=remarks)
+    return Conversion(model=to_proto(lowered), ranges=ranges, remarks=remarks)
 
 
 def _quantized(model: onnx.ModelProto, options: BakeOptions, images: Array | None, progress: Progress) -> Conversion:

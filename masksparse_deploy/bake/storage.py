@@ -41,7 +41,7 @@ _STAGED = ".baking.partial"
 
 
 def load_proto(path: Path) -> onnx.ModelProto:
-    """Read an ONNX file, but not the data files beside it.
+    """Read an ONNX file that `read_graph` accepts, but not the data files beside it.
 
     Raises:
         UsageError: there is no such file, or it says something that this version of ONNX does not know.

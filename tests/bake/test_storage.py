@@ -10,13 +10,18 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from masksparse_deploy.bake import storage
+from masksparse_deploy.bake.annotate import Annotate
+from masksparse_deploy.bake.apply import ApplyMasks
+from masksparse_deploy.bake.convert import convert
 from masksparse_deploy.bake.proto_twins import identical, proto_differences, tensor_array
 from masksparse_deploy.bake.storage import data_layout, load_proto, proto_with_data, staged_folder, to_ir, to_proto, write_model
+from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, OutputError, UsageError
-from tests.bake.file_models import rich_model, save_external, values
+from masksparse_deploy.graph import annotations as keys
+from tests.bake.file_models import mask_set, model_of, rich_masks, rich_model, save_external, values
 from tests.requirements import REPOSITORY
 
 
@@ -89,6 +94,19 @@ def test_serializing_does_not_repeat_properties() -> None:
     model = to_ir(to_proto(to_ir(rich_model(), Path())), Path())
     for tensor in to_proto(model).graph.initializer:
         assert [entry.key for entry in tensor.metadata_props] == ["author", "zebra"]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_converted_model_does_not_repeat_properties_either(precision: str) -> None:
+    node = helper.make_node("Gemm", ["x", "fc.weight"], ["y"], name="fc", transB=1)
+    model = to_ir(model_of([node], {"fc.weight": values(4, 8)}, x=["batch", 8], y=["batch", 4]), Path())
+    masks = mask_set(rich_masks().layers["fc.weight"])
+    Annotate(masks)(ApplyMasks(masks)(model))
+    options = BakeOptions.model_validate({"precision": precision})
+    converted = convert(to_proto(model), options, values(16, 8), masks=masks).model
+    (weight,) = [tensor for tensor in converted.graph.initializer if tensor.name == "fc.weight"]
+    names = [entry.key for entry in weight.metadata_props]
+    assert keys.PATTERN in names and len(names) == len(set(names))
 
 
 def test_what_is_no_model(tmp_path: Path) -> None:
