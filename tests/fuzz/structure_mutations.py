@@ -5,8 +5,6 @@ from random import Random
 from typing import Any
 
 import onnx
-from google.protobuf.descriptor import FieldDescriptor
-from google.protobuf.message import Message
 from onnx import TensorProto, helper
 
 __all__ = ["STRUCTURE_MUTATIONS"]
@@ -17,18 +15,13 @@ StructureMutation = Callable[[Random, onnx.ModelProto], None]
 _INTEGERS = (0, 1, -1, 2, -2, 7, 255, 2**16, 2**31 - 1, -(2**31), 2**40, 2**63 - 1, -(2**63))
 _FLOATS = (0.0, -0.0, 1e-45, 3e38, float("nan"), float("inf"), float("-inf"))
 _TEXTS = (b"", b" ", b"\x00", b"\xff\xfe", "ä\n\t[red]".encode(), b"../" * 40, b"a" * 300, b"ai.onnx", b"2:4", b"-1", b"1e999")
-_WIDTHS = {
-    FieldDescriptor.TYPE_INT32: (-(2**31), 2**31 - 1),
-    FieldDescriptor.TYPE_INT64: (-(2**63), 2**63 - 1),
-    FieldDescriptor.TYPE_UINT64: (0, 2**64 - 1),
-}
 
 
-def _messages(message: Message) -> Iterator[Message]:
+def _messages(message: Any) -> Iterator[Any]:
     """The message and all inside it."""
     yield message
     for field, value in message.ListFields():
-        if field.type == FieldDescriptor.TYPE_MESSAGE:
+        if field.type == field.TYPE_MESSAGE:
             for inner in (value,) if hasattr(value, "ListFields") else value:
                 yield from _messages(inner)
 
@@ -37,17 +30,22 @@ def _of_type(model: onnx.ModelProto, kind: type[Any]) -> list[Any]:
     return [message for message in _messages(model) if isinstance(message, kind)]
 
 
-def _extreme(random: Random, field: FieldDescriptor) -> Any:
+def _extreme(random: Random, field: Any) -> Any:
     """A value that the field can hold and nobody expects."""
-    if field.type in _WIDTHS:
-        low, high = _WIDTHS[field.type]
+    widths = {
+        field.TYPE_INT32: (-(2**31), 2**31 - 1),
+        field.TYPE_INT64: (-(2**63), 2**63 - 1),
+        field.TYPE_UINT64: (0, 2**64 - 1),
+    }
+    if field.type in widths:
+        low, high = widths[field.type]
         return random.choice([value for value in _INTEGERS if low <= value <= high])
-    if field.type in (FieldDescriptor.TYPE_FLOAT, FieldDescriptor.TYPE_DOUBLE):
+    if field.type in (field.TYPE_FLOAT, field.TYPE_DOUBLE):
         return random.choice(_FLOATS)
-    if field.type == FieldDescriptor.TYPE_ENUM:
+    if field.type == field.TYPE_ENUM:
         return random.choice(list(field.enum_type.values_by_number))
     text = random.choice(_TEXTS)
-    return text.decode(errors="ignore") if field.type == FieldDescriptor.TYPE_STRING else text
+    return text.decode(errors="ignore") if field.type == field.TYPE_STRING else text
 
 
 def _any_field(random: Random, model: onnx.ModelProto) -> None:
@@ -56,7 +54,7 @@ def _any_field(random: Random, model: onnx.ModelProto) -> None:
     field = random.choice(message.DESCRIPTOR.fields)
     if random.random() < 0.2:
         message.ClearField(field.name)
-    elif field.type == FieldDescriptor.TYPE_MESSAGE:
+    elif field.type == field.TYPE_MESSAGE:
         _change_message(random, message, field)
     elif hasattr(getattr(message, field.name), "append"):
         _change_list(random, getattr(message, field.name), field)
@@ -64,7 +62,7 @@ def _any_field(random: Random, model: onnx.ModelProto) -> None:
         setattr(message, field.name, _extreme(random, field))
 
 
-def _change_message(random: Random, message: Message, field: FieldDescriptor) -> None:
+def _change_message(random: Random, message: Any, field: Any) -> None:
     value = getattr(message, field.name)
     if not hasattr(value, "add"):
         value.SetInParent()
@@ -79,7 +77,7 @@ def _change_message(random: Random, message: Message, field: FieldDescriptor) ->
         value.add()
 
 
-def _change_list(random: Random, values: MutableSequence[Any], field: FieldDescriptor) -> None:
+def _change_list(random: Random, values: MutableSequence[Any], field: Any) -> None:
     choice = random.randrange(4)
     if choice == 0 or not values:
         values.extend([_extreme(random, field)] * random.choice((1, 1, 2, 100)))
@@ -241,7 +239,7 @@ def _long_route(random: Random, model: onnx.ModelProto) -> None:
         return
     name = node.input[-1]
     op = random.choice(("Identity", "Transpose", "Cast"))
-    attributes = {"to": TensorProto.FLOAT} if op == "Cast" else {}
+    attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if op == "Cast" else {}
     length = random.choice((17, 400, 3000))
     route = [
         helper.make_node(op, [name if step == 0 else f"route{step - 1}"], [f"route{step}"], **attributes)
