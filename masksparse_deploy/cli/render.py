@@ -97,7 +97,22 @@ def bake_lines(report: BakeReport) -> list[str]:
     layers = "1 layer conforms" if conforming == 1 else f"{conforming} layers conform"
     head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {layers}"
     lines = [head + (f", {len(broken)} do not" if broken else ", none lost")]
-    return [*lines, _padding_line(report.padded)] if report.padded else lines
+    if report.padded:
+        lines.append(_padding_line(report.padded))
+    if report.ranges:
+        lines.append(_ranges_line(report))
+    return lines + [f"[yellow]note[/] {escape(remark)}" for remark in report.remarks]
+
+
+def _ranges_line(report: BakeReport) -> str:
+    """What the precision costs: weights that become zero, and outputs beyond its range where they were measured."""
+    nonzero_count = sum(row.weight_nonzero_count for row in report.ranges)
+    flushed_count = sum(row.weight_flushed_count for row in report.ranges)
+    weights = f"{flushed_count:,} of {nonzero_count:,} nonzero constants become 0 in {report.precision.upper()}"
+    measured = [row.output_overflow_count for row in report.ranges if row.output_overflow_count is not None]
+    if not measured:
+        return f"{weights}; outputs were not measured: give --calibration"
+    return f"{weights}; {sum(measured):,} outputs on the calibration images are beyond its range"
 
 
 def _padding_line(layers: Sequence[PaddedLayer]) -> str:
@@ -147,8 +162,8 @@ def validate_lines(report: ValidationReport) -> list[str]:
     within = sum(layer.verdict == "pass" for layer in report.layers)
     accuracy = report.accuracy
     lines = [
-        f"layerwise {within} of {len(report.layers)} within bound   "
-        f"top-1 agreement {accuracy.total - accuracy.disagreement_count} of {accuracy.total}",
+        (f"layerwise {within} of {len(report.layers)} within bound   " if report.layers else "layerwise not checked   ")
+        + f"top-1 agreement {accuracy.total - accuracy.disagreement_count} of {accuracy.total}",
         f"accuracy {_percent(accuracy.dense_correct / accuracy.total)} -> "
         f"{_percent(accuracy.sparse_correct / accuracy.total)}, drop {accuracy.drop_points:.2f} "
         f"{_interval(accuracy.drop_interval, 1.0, '.2f')} points",
