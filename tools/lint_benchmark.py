@@ -73,8 +73,10 @@ def model_of(kernels: Mapping[str, npt.NDArray[np.float32]], dtype: Any) -> onnx
         keep = pattern.keep_largest(np.abs(kernel), group_axis=1)
         weight = np.where(keep, kernel + np.float32(1), np.float32(0)).astype(dtype)
         convolves = kernel.ndim == 4
-        op, attributes = ("Conv", {}) if convolves else ("Gemm", {"transB": 1})
-        nodes.append(helper.make_node(op, [f"{name}.in", name], [f"{name}.out"], name=name, **attributes))
+        names = ([f"{name}.in", name], [f"{name}.out"])
+        nodes.append(
+            helper.make_node("Conv", *names, name=name) if convolves else helper.make_node("Gemm", *names, name=name, transB=1)
+        )
         spatial = [8, 8] if convolves else []
         inputs.append(helper.make_tensor_value_info(f"{name}.in", kind, [1, kernel.shape[1], *spatial]))
         outputs.append(helper.make_tensor_value_info(f"{name}.out", kind, [None] * kernel.ndim))

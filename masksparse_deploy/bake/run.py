@@ -101,11 +101,13 @@ def bake(
     progress("conformity", 2, steps)
     weights = _like_masks(padded_weights(trained, padding.masks), stored)
     protos = [ir.to_proto(model) for model in (dense, sparse)]
-    exported = verify_export(*_graphs(protos), stored, weights)
+    dense_graph, sparse_graph = _graphs(protos)
+    exported = verify_export(dense_graph, sparse_graph, stored, weights)
     progress("precision", 3, steps)
     conversions = [convert(proto, options, calibration, masks=own) for proto, own in zip(protos, (None, stored), strict=True)]
     files = [conversion.model.SerializeToString(deterministic=True) for conversion in conversions]
-    layers = verify_converted(*_graphs([conversion.model for conversion in conversions]), stored, options.precision)
+    dense_graph, sparse_graph = _graphs([conversion.model for conversion in conversions])
+    layers = verify_converted(dense_graph, sparse_graph, stored, options.precision)
     progress("reference outputs", 4, steps)
     probe = probe_bytes(
         np.ascontiguousarray(probe_images),
@@ -115,7 +117,6 @@ def bake(
     progress("writing", 5, steps)
     for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), (PROBE_NAME, probe)):
         write_atomic(out / name, data)
-    measured = options.precision != "fp32" and calibration is not None
     report = BakeReport(
         dense_sha256=sha256_bytes(files[0]),
         sparse_sha256=sha256_bytes(files[1]),
@@ -123,7 +124,7 @@ def bake(
         probe_sha256=sha256_bytes(probe),
         opset=options.opset,
         precision=options.precision,
-        calibration_sha256=fingerprint({"images": calibration}) if measured else None,
+        calibration_sha256=_calibration_digest(options, calibration),
         statistics_updated=bool(masks.statistics),
         layers=with_checkpoints(exported, layers, stored, weights),
         skipped=masks.skipped,
@@ -158,6 +159,12 @@ def _in_stored_axes(model: ir.Model, masks: MaskSet) -> MaskSet:
 def _like_masks(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
     """Trained weights in the axes of their masks."""
     return {name: weight if weight.shape == masks.layers[name].keep.shape else weight.T for name, weight in weights.items()}
+
+
+def _calibration_digest(options: BakeOptions, calibration: Array | None) -> str | None:
+    if options.precision == "fp32" or calibration is None:
+        return None
+    return fingerprint({"images": calibration})
 
 
 def _graphs(models: Sequence[onnx.ModelProto]) -> Iterator[Graph]:

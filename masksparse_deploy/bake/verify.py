@@ -81,14 +81,12 @@ def with_checkpoints(
     layers = []
     for layer in converted:
         mask = masks.layers[layer.weight_name]
-        counts = (
-            (mask.pattern.count_violations(weights[layer.weight_name] != 0, group_axis=mask.group_axis), layer.group_count),
-            (before[layer.node].violation_count, before[layer.node].group_count),
-            (layer.violation_count, layer.group_count),
-        )
-        checkpoints = tuple(
-            Checkpoint(stage=stage, violation_count=violation_count, group_count=group_count)
-            for stage, (violation_count, group_count) in zip(("module", "onnx", "converted"), counts, strict=True)
+        in_module = mask.pattern.count_violations(weights[layer.weight_name] != 0, group_axis=mask.group_axis)
+        exported_layer = before[layer.node]
+        checkpoints = (
+            Checkpoint(stage="module", violation_count=in_module, group_count=layer.group_count),
+            Checkpoint(stage="onnx", violation_count=exported_layer.violation_count, group_count=exported_layer.group_count),
+            Checkpoint(stage="converted", violation_count=layer.violation_count, group_count=layer.group_count),
         )
         layers.append(layer.model_copy(update={"checkpoints": checkpoints}))
     return tuple(layers)
