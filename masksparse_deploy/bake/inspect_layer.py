@@ -189,6 +189,8 @@ def _judge_plain(
 def _obstacle(layer: WeightedLayer) -> str | None:
     """Why there are no sparse kernels for the layer, whatever its weights are."""
     axes = layer.weight.ndim
+    if layer.weight.size == 0:
+        return "the weight has no elements"
     if layer.node.op == "ConvTranspose":
         return "transposed convolution: no sparse kernels"
     if layer.node.op == "Conv" and axes != 4:
