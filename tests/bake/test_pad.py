@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import onnx
 import onnx.checker
-import onnx.helper
-import onnx.shape_inference
+import onnx.numpy_helper
 import onnx_ir as ir
 import onnxruntime
 import pytest

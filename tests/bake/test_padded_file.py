@@ -4,9 +4,7 @@ from typing import Literal
 
 import numpy as np
 import onnx
-import onnx.checker
-import onnx.helper
-import onnx.shape_inference
+import onnx.numpy_helper
 import onnx_ir as ir
 import pytest
 
@@ -19,11 +17,7 @@ from masksparse_deploy.bake.pad import pad_channels, padded_weights
 from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import parse_graph
-from tests.bake.pad_models import (
-    IMAGES,
-    chain,
-    masks_for,
-)
+from tests.bake.pad_models import IMAGES, chain, masks_for
 
 
 def test_masks_of_the_padded_file_conform_and_are_noted() -> None:
