@@ -204,4 +204,5 @@ def _properties(proto: Any) -> Mapping[str, str]:
 
 def _shape(value: onnx.ValueInfoProto) -> Shape:
     dims = value.type.tensor_type.shape.dim
-    return tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in dims)
+    # some exporters write -1 for a length that is not fixed
+    return tuple(dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None for dim in dims)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -14,6 +15,7 @@ from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.graph.reader import read_graph
 from tests.fuzz.seeds import seed_named
 
 TWO_FOUR = NMPattern(n=2, m=4)
@@ -94,3 +96,21 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b"product", b"prod\xffct"))
     with pytest.raises(ArtifactError, match="holds text that is not UTF-8"):
         lint(path)
+
+
+@pytest.mark.parametrize("length", [-1, -(2**63)])
+def test_a_negative_length_of_the_input_is_one_that_is_not_fixed(length: int, tmp_path: Path) -> None:
+    # Batches of that many images never came to an end.
+    model = product()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = length
+    path = saved(model, tmp_path)
+    assert read_graph(path).inputs == {"x": (None, 8)}
+    bake_file(path, masks_of(w=W), BakeOptions(precision="fp16"), out=tmp_path / "out", calibration=np.ones((3, 8), np.float32))
+
+
+def test_quantizing_looks_at_each_operator_of_a_long_graph_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Finding a layer's place in the graph by its index took quadratic time: minutes for 3,000 operators.
+    monkeypatch.setattr(ir.Graph, "index", lambda self, node: pytest.fail("searches the graph"))
+    images = np.ones((3, 8), dtype=np.float32)
+    options = BakeOptions(precision="int8")
+    bake_file(saved(product(), tmp_path), masks_of(w=W), options, out=tmp_path / "out", calibration=images)

@@ -226,7 +226,8 @@ def _quantize_weight(model: ir.Model, layer: ir.Node, weight: ir.Value, names: _
         _store(weight, tensor, levels)
         dequantizer = _dequantizer(weight, _parameters(model.graph, weight, scale, names), axis, str(weight.name), names)
         nodes = (dequantizer,)
-    model.graph.insert_before(min((use.node for use in readers), key=model.graph.index), nodes)
+    reading = {use.node for use in readers}
+    model.graph.insert_before(next(node for node in model.graph if node in reading), nodes)
     density = repr(float(np.count_nonzero(levels) / levels.size)) if levels.size else None
     stored = constant_of(weight)
     assert stored is not None
