@@ -18,6 +18,7 @@ from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.fit import fit_masks
 from masksparse_deploy.bake.pad import pad_channels, padded_weights
 from masksparse_deploy.bake.probe import forward, probe_bytes
+from masksparse_deploy.bake.storage import to_proto
 from masksparse_deploy.bake.verify import masked, verify_converted, verify_export, with_checkpoints
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.config import BakeOptions
@@ -100,7 +101,7 @@ def bake(
     Annotate(stored)(sparse)
     progress("conformity", 2, steps)
     weights = _like_masks(padded_weights(trained, padding.masks), stored)
-    protos = [ir.to_proto(model) for model in (dense, sparse)]
+    protos = [to_proto(model) for model in (dense, sparse)]
     dense_graph, sparse_graph = _graphs(protos)
     exported = verify_export(dense_graph, sparse_graph, stored, weights)
     progress("precision", 3, steps)

@@ -9,9 +9,9 @@ import onnx
 import onnx.shape_inference
 
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.files import require_file
+from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.graph.model import Graph
-from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from masksparse_deploy.graph.reader import read_graph, weighted_layers
 
 __all__ = ["Source", "precision_of", "read_source"]
 
@@ -24,7 +24,7 @@ class Source:
     """A model ready to be given to a runtime.
 
     Attributes:
-        content: the file's bytes.
+        content: the file's bytes, with the weights that lie in other files put in.
         graph: a view of the file as it is on disk.
         precision: of the weights: "fp32", "fp16", "bf16", "int8", or several joined by "+".
         input_name: the one image input.
@@ -61,8 +61,8 @@ def read_source(path: Path, expose: tuple[str, ...] = ()) -> Source:
         UsageError: no such file, not exactly one image input, or no such tensor.
         ArtifactError: the file is damaged.
     """
-    content = require_file(path, "ONNX file").read_bytes()
-    graph = parse_graph(content, name=str(path))
+    graph = read_graph(path)
+    content = _content(path, graph)
     if len(graph.inputs) != 1:
         raise UsageError(f"{path} has {len(graph.inputs)} inputs ({', '.join(graph.inputs)}); an engine takes one image input")
     ((input_name, input_shape),) = graph.inputs.items()
@@ -78,6 +78,21 @@ def read_source(path: Path, expose: tuple[str, ...] = ()) -> Source:
         input_shape=input_shape,
         exposed=_check_exposed(graph, expose, path),
     )
+
+
+def _content(path: Path, graph: Graph) -> bytes:
+    """The file as one message; `graph` is what is known of it."""
+    content = path.read_bytes()
+    # The digest is the file's own where all weights are inside.
+    if graph.sha256 == sha256_bytes(content):
+        return content
+    try:
+        whole: bytes = onnx.load(path).SerializeToString(deterministic=True)
+    except ValueError as error:  # what protobuf raises above 2 GB
+        raise UsageError(
+            f"{path} and its data files are more than the 2 GB that can be handed to a runtime at once; deploy a smaller model"
+        ) from error
+    return whole
 
 
 def precision_of(graph: Graph) -> str:

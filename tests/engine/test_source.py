@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.engine.source import precision_of, read_source
-from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.graph.reader import parse_graph, read_graph
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -70,3 +70,14 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(matmul(TensorProto.FLOAT))
     with pytest.raises(UsageError, match=r"input x has shape \(1, 4\)"):
         read_source(tmp_path / "m.onnx")
+
+
+def test_weights_in_other_files_are_put_in(dense_onnx: Path, tmp_path: Path) -> None:
+    model = onnx.load(dense_onnx)
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    source = read_source(tmp_path / "m.onnx")
+    assert source.graph.sha256 == read_graph(tmp_path / "m.onnx").sha256
+    assert len(source.content) > (tmp_path / "m.onnx").stat().st_size
+    inside = parse_graph(source.content, name="inside")
+    for name, array in parse_graph(dense_onnx.read_bytes(), name="dense").constants.items():
+        np.testing.assert_array_equal(inside.constants[name], array)
