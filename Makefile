@@ -9,8 +9,9 @@ PINS := constraints.txt
 demo: $(VENV)/.demo
 	$(VENV)/bin/masksparse deploy samples/digits/deploy.yaml
 
+# One process for each core, and one thread in each.
 test: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
