@@ -114,3 +114,12 @@ def test_quantizing_looks_at_each_operator_of_a_long_graph_once(tmp_path: Path, 
     images = np.ones((3, 8), dtype=np.float32)
     options = BakeOptions(precision="int8")
     bake_file(saved(product(), tmp_path), masks_of(w=W), options, out=tmp_path / "out", calibration=images)
+
+
+def test_weights_at_the_end_of_fp32_are_quantized_without_a_warning(tmp_path: Path) -> None:
+    # The largest level's upper edge is beyond FP32.
+    weight = np.full((8, 8), np.finfo(np.float32).max, dtype=np.float32)
+    images, options = np.full((3, 8), 1e-30, dtype=np.float32), BakeOptions(precision="int8")
+    path = saved(product(numpy_helper.from_array(weight, "w")), tmp_path)
+    (row,) = bake_file(path, masks_of(w=weight), options, out=tmp_path / "out", calibration=images).ranges
+    assert row.weight_overflow_count == 0

@@ -40,19 +40,19 @@ def test_cases_depend_on_seed_and_number_alone() -> None:
 
 
 def test_every_mutation_and_every_seed_comes_up() -> None:
-    cases = [make_case(0, number) for number in range(1000)]
+    cases = [make_case(0, number) for number in range(600)]
     assert {case.mutation for case in cases} == set(MUTATIONS)
     assert {case.seed_name for case in cases} == set(SEEDS)
 
 
 def test_most_mutations_change_the_file() -> None:
     changed = collections.Counter()
-    for number in range(500):
+    for number in range(200):
         case = make_case(0, number)
         seed = seed_named(case.seed_name)
         changed[case.layout.files != {MODEL_NAME: seed.model, **seed.beside}] += 1
     # a field may be set to what it was, and deleting from an empty list deletes nothing
-    assert changed[False] < 50
+    assert changed[False] < 20
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def _range(layer: QuantizedLayer, weights: Mapping[str, onnx.TensorProto], outpu
     assert layer.weight is not None
     values = onnx.numpy_helper.to_array(weights[layer.weight.stored_name])
     others = tuple(axis for axis in range(values.ndim) if axis != layer.output_channel_axis)
-    limits = np.expand_dims(layer.weight.grid.scale * np.float32(_HIGHEST), others)
+    with np.errstate(over="ignore"):  # infinity is the limit that nothing exceeds
+        limits = np.expand_dims(layer.weight.grid.scale * np.float32(_HIGHEST), others)
     return LayerRange(
         node=layer.node.name,
         weight=layer.weight.stored_name,
