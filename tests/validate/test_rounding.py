@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -11,6 +12,8 @@ from masksparse_deploy.graph.evaluate import apply_layer
 from masksparse_deploy.graph.model import WeightedLayer
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
 from masksparse_deploy.validate.rounding import gamma, kept_terms, outside_bound, rounding_bound
+
+HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
 def _layer(op: str, weight: np.ndarray, bias: np.ndarray | None, shape: list[int], **attributes: int) -> WeightedLayer:
@@ -46,6 +49,14 @@ def _in_order(layer: WeightedLayer, x: np.ndarray, order: np.ndarray, dtype: typ
     return total + layer.bias.astype(dtype)
 
 
+def _stored_in_half(layer: WeightedLayer, x: np.ndarray, order: np.ndarray, dtype: type) -> np.ndarray:
+    """The layer with its sum in FP32, stored in `dtype`, and the bias added there."""
+    total = np.zeros((len(x), len(layer.weight)), np.float32)
+    for term in order:
+        total = total + x[:, term, None] * layer.weight.astype(np.float32)[:, term]
+    return total.astype(dtype) + layer.bias
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -60, -130]))
 def test_any_order_of_summation_stays_within(seed, terms, exponent):
@@ -61,18 +72,47 @@ def test_half_precision_leaves_the_bound():
     assert (error > rounding_bound(layer, x)).any()
 
 
-@settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -8, -14]))
-def test_layers_that_store_in_half_precision_stay_within(seed, terms, exponent):
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    terms=st.integers(1, 60),
+    exponent=st.sampled_from([0, -8, -14]),
+    precision=st.sampled_from(["fp16", "bf16"]),
+)
+def test_layers_that_store_in_half_precision_stay_within(seed, terms, exponent, precision):
+    dtype = HALVES[precision]
     layer, x = _gemm(seed, terms, 2.0**exponent)
-    layer = replace(layer, weight=layer.weight.astype(np.float16), bias=layer.bias.astype(np.float16))
-    total = np.zeros((len(x), len(layer.weight)), np.float32)
-    for term in np.random.default_rng(seed).permutation(terms):
-        total = total + x[:, term, None] * layer.weight.astype(np.float32)[:, term]
-    engine = (total.astype(np.float16) + layer.bias).astype(np.float64)
-    seen = x.astype(np.float16)  # the kernel read x before it was rounded
+    layer = replace(layer, weight=layer.weight.astype(dtype), bias=layer.bias.astype(dtype))
+    order = np.random.default_rng(seed).permutation(terms)
+    engine = _stored_in_half(layer, x, order, dtype).astype(np.float64)
+    seen = x.astype(dtype)  # the kernel read x before it was rounded
     error = np.abs(engine - apply_layer(layer, seen))
-    assert (error <= rounding_bound(layer, seen, "fp16")).all()
+    assert (error <= rounding_bound(layer, seen, precision)).all()
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("fp16", 11), ("bf16", 8)])
+def test_the_bound_of_half_precision_is_nearly_reached(precision, bits):
+    # All three roundings upwards, each by half a unit u: x' = 1 + u is seen as 1, a tie that rounds to even; its product with
+    # 1 + 2u, just above the next tie, is stored as 1 + 4u, and adding u + 2u^2 lands just above a tie again: 3u in all, of a
+    # bound of 3u times (1 + 2u)(1 + u), the biases and the like, all of the order u.
+    u, dtype = 2.0**-bits, HALVES[precision]
+    weight, bias = np.array([[1 + 2 * u]], np.float32), np.array([u + 2 * u**2], np.float32)
+    layer = _layer("Gemm", weight, bias, [1, 1], transB=1)
+    layer = replace(layer, weight=weight.astype(dtype), bias=bias.astype(dtype))
+    x = np.array([[1 + u]], np.float32)
+    error = np.abs(_stored_in_half(layer, x, np.arange(1), dtype).astype(np.float64) - apply_layer(layer, x.astype(dtype)))
+    assert 1 - 10 * u < (error / rounding_bound(layer, x.astype(dtype), precision)).item() <= 1
+
+
+def test_the_spacing_of_half_precision_near_zero_counts():
+    # x' = 2^-25 is seen as 0, its product with a weight just above 1 is stored as 2^-24
+    weight = np.array([[1 + 2.0**-10]], np.float16)
+    layer = _layer("Gemm", weight, np.zeros(1, np.float16), [1, 1], transB=1)
+    x = np.array([[2.0**-25]], np.float32)
+    error = _stored_in_half(layer, x, np.arange(1), np.float16).astype(np.float64) - apply_layer(layer, x.astype(np.float16))
+    # the bound: (1 + 2^-10) 2^-25 for the input and 3 * 2^-25 for what is stored; all else is relative, 2^-10 at most
+    assert error == 2.0**-24
+    assert rounding_bound(layer, x.astype(np.float16), "fp16") == pytest.approx(4 * 2.0**-25, rel=2.0**-9)
 
 
 def test_sums_kept_in_half_precision_leave_the_bound():
