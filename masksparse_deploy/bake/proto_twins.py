@@ -151,8 +151,9 @@ def _by_key(message: Any, name: str) -> dict[str, Any]:
     if name == "opset_import":
         return {"" if key == "ai.onnx" else key: entry for key, entry in entries.items()}
     if name == "value_info":
-        known = {output for node in message.node for output in node.output} | _names(message.input)
-        return {key: entry for key, entry in entries.items() if key in known - _names(message.output)}
+        computed = {output for node in message.node for output in node.output}
+        known = (computed | _names(message.input)) - _names(message.output)
+        return {key: entry for key, entry in entries.items() if key in known}
     return entries
 
 

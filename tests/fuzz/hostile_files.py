@@ -186,7 +186,7 @@ def _lying_dims(random: Random, layout: Layout) -> Layout:
 
 
 def _zip_bomb(random: Random, layout: Layout) -> Layout:
-    """A small archive of very many zeros, alone or behind the model's bytes."""
+    """A small archive of very many zeros."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(MODEL_NAME, bytes(random.choice((1 << 16, 1 << 24))))

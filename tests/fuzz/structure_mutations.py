@@ -240,7 +240,7 @@ def _long_route(random: Random, model: onnx.ModelProto) -> None:
     name = node.input[-1]
     op = random.choice(("Identity", "Transpose", "Cast"))
     attributes: dict[str, Any] = {"to": TensorProto.FLOAT} if op == "Cast" else {}
-    length = random.choice((17, 400, 3000))
+    length = random.choice((17, 400, 2000))
     route = [
         helper.make_node(op, [name if step == 0 else f"route{step - 1}"], [f"route{step}"], **attributes)
         for step in range(length)
