@@ -13,6 +13,7 @@ from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.conformity import check_conformity
 from masksparse_deploy.bake.convert import Conversion, convert
+from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import MaskSet
@@ -105,7 +106,6 @@ def test_an_int8_model_that_is_not_symmetric_is_not_handed_on(monkeypatch: pytes
         zeros.CopyFrom(numpy_helper.from_array(np.full(8, 3, np.int8), zeros.name))
         return model
 
-    quantize = module.quantize
     monkeypatch.setattr(module, "quantize", shifted)
     with pytest.raises(ArtifactError, match="8 zero points are not 0, as 3"):
         conversion("int8")

@@ -40,7 +40,7 @@ def graphs(*models: onnx.ModelProto) -> tuple[Graph, Graph]:
     return dense, sparse
 
 
-def change(model: onnx.ModelProto, name: str, edit: Callable[[np.ndarray], None]) -> None:
+def change(model: onnx.ModelProto, name: str, edit: Callable[[np.ndarray], object]) -> None:
     (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
     array = numpy_helper.to_array(tensor).copy()
     edit(array)
