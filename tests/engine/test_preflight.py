@@ -241,6 +241,11 @@ def test_another_weight_than_the_files_is_found(tmp_path: Path) -> None:
     other[3, 2, 1, 0] = 0
     (layer,) = judged(tmp_path, model, shown(tmp_path, other, route=("dequantize",)))
     assert layer.agrees is False
+    # one rounding to BF16 more or less is within 2^-8, 2 % and NaN are not
+    for value, agrees in ((kernel[3, 2, 1, 0] * 1.003, True), (kernel[3, 2, 1, 0] * 1.02, False), (np.nan, False)):
+        other[3, 2, 1, 0] = value
+        (layer,) = judged(tmp_path, model, shown(tmp_path, other, route=("dequantize",)))
+        assert layer.agrees is agrees
     (layer,) = judged(tmp_path, model, shown(tmp_path, kernel[:4]))
     assert layer.detail == "the parser's weight has shape (4, 8, 3, 3), the file's (8, 8, 3, 3)"
 
