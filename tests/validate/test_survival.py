@@ -251,6 +251,7 @@ def test_a_converted_layer_is_followed_into_the_plan(tmp_path: Path, precision: 
     assert (layer.converted, layer.engine) == (SOUND, SOUND)
     check = check_weights("weights", source, plan, engine.backend)
     assert check.verdict == "pass", check.detail
+    assert ("half a step" in check.detail) == (precision == "int8")
     for name, fault in (("w", "4 of 2304 values of w differ"), ("b", "16 of 16 values of b")):
         model = onnx.load(tmp_path / engine.plan)
         change_initializer(model, name, fill_group if name == "w" else lambda array: array + array.dtype.type(1))
