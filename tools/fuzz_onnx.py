@@ -131,7 +131,7 @@ def _scratch() -> Iterator[Path]:
 def table(summary: Summary, stages: Sequence[str]) -> Table:
     """How each kind of mutation ended: accepted and refused by each stage, and findings."""
     rows = Table(box=None, pad_edge=False, header_style="bold")
-    rows.add_column("mutation")
+    rows.add_column("mutation", no_wrap=True)
     columns = [(stage, verdict) for stage in stages for verdict in ("accepted", "refused")]
     for title in (*(" ".join(column) for column in columns), "findings"):
         rows.add_column(title, justify="right")
@@ -160,7 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.replay is not None:
         results = replay(options.replay, limits=limits)
         for result in results:
-            output.print(f"{result.stage}: {result.verdict} {result.text}".rstrip(), markup=False, highlight=False)
+            output.print(
+                f"{result.stage}: {result.verdict} {result.text}".rstrip(), markup=False, highlight=False, soft_wrap=True
+            )
         return int(any(result.verdict == "finding" for result in results))
     numbers = range(options.first, options.first + options.count)
     shown = track(numbers, "mutated files", console=Console(stderr=True))
@@ -169,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     output.print(table(summary, options.stages))
     for signature, cases in sorted(summary.findings.items(), key=lambda item: -len(item[1])):
         numbers_shown = ", ".join(map(str, cases[:_KEPT_COUNT]))
-        output.print(f"{len(cases)} x {signature} (cases {numbers_shown})", markup=False, highlight=False)
+        output.print(f"{len(cases)} x {signature} (cases {numbers_shown})", markup=False, highlight=False, soft_wrap=True)
     return int(bool(summary.findings))
 
 
