@@ -22,7 +22,7 @@ from masksparse_deploy.core.masks import MaskSet
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.reader import parse_graph
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "convert", "require_calibration"]
 
 # Above this share of nonzero weights or outputs that become zero, a layer is worth a remark.
 _REMARKABLE = 0.01
@@ -37,6 +37,26 @@ class Conversion:
     model: onnx.ModelProto
     ranges: tuple[LayerRange, ...] = ()
     remarks: tuple[str, ...] = ()
+
+
+def require_calibration(options: BakeOptions, images: Array | None, example_shape: tuple[int, ...] | None = None) -> None:
+    """Check that there are the images that `options.precision` needs.
+
+    Args:
+        options: of the bake stage.
+        images: float32 (count, ...), None if there are none.
+        example_shape: of one image as the network takes it, if that is known.
+
+    Raises:
+        UsageError: there are none for INT8, or they are of another size.
+    """
+    if options.precision == "int8" and images is None:
+        raise UsageError("bake.precision int8 needs images to calibrate scales on; give --calibration, as the training images")
+    if options.precision != "fp32" and images is not None and example_shape not in (None, images.shape[1:]):
+        raise UsageError(
+            f"calibration images have the shape {images.shape[1:]}, the network takes {example_shape}; give images like those "
+            "that it was trained on"
+        )
 
 
 def convert(
@@ -84,8 +104,8 @@ def _lowered(model: onnx.ModelProto, options: BakeOptions, images: Array | None,
 
 
 def _quantized(model: onnx.ModelProto, options: BakeOptions, images: Array | None, progress: Progress) -> Conversion:
-    if images is None:
-        raise UsageError("bake.precision int8 needs images to calibrate scales on; give --calibration, as the training images")
+    require_calibration(options, images)
+    assert images is not None, "it was required"
     quantized = quantize(model, images, method=options.calibration_method, progress=progress)
     graph = parse_graph(quantized.SerializeToString(), name="the INT8 model")
     findings = check_quantized(graph)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
-from masksparse_deploy.bake.convert import convert
+from masksparse_deploy.bake.convert import convert, require_calibration
 from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.fit import fit_masks
 from masksparse_deploy.bake.pad import pad_channels, padded_weights
@@ -77,7 +77,8 @@ def bake(
 
     Raises:
         ArtifactError: the masks are for other weights or another model, or what was written does not conform.
-        UsageError: the network cannot be exported, or its weights or outputs are not finite.
+        UsageError: the network cannot be exported, its weights or outputs are not finite, or the calibration images are not
+            what the precision needs.
         MachineError: torch or onnxscript is missing, or the folder cannot be written.
     """
     if masks.source_sha256 != source_sha256:
@@ -85,6 +86,7 @@ def bake(
             f"masks were made for other weights: the mask set names {masks.source_sha256}, the model has {source_sha256}; "
             "run 'masksparse learn' again"
         )
+    require_calibration(options, calibration, example_shape)
     trained = _trained_weights(dense_model, masks)
     make_folder(out)
     steps = 6

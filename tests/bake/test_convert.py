@@ -12,7 +12,7 @@ from masksparse_deploy.bake import convert as module
 from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.conformity import check_conformity
-from masksparse_deploy.bake.convert import Conversion, convert
+from masksparse_deploy.bake.convert import Conversion, convert, require_calibration
 from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -97,6 +97,15 @@ def test_int8_needs_images() -> None:
     model, masks = annotated("int8")
     with pytest.raises(UsageError, match="needs images to calibrate scales on"):
         convert(model, BakeOptions(precision="int8"), None, masks=masks)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_images_of_another_size_are_refused_before_any_work(precision: str) -> None:
+    options = BakeOptions.model_validate({"precision": precision})
+    with pytest.raises(UsageError, match=r"have the shape \(8, 5, 5\), the network takes \(8, 6, 6\)"):
+        require_calibration(options, values(40, 8, 5, 5), (8, 6, 6))
+    require_calibration(options, values(40, 8, 6, 6), (8, 6, 6))
+    require_calibration(BakeOptions(), values(40, 8, 5, 5), (8, 6, 6))  # FP32 looks at no images
 
 
 def test_an_int8_model_that_is_not_symmetric_is_not_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:

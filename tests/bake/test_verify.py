@@ -76,9 +76,11 @@ def test_a_sound_pair() -> None:
         (0, "conv.bias", lose_the_first, "constant conv.bias holds values that are not finite"),
         (1, "conv.bias", lose_the_first, "constant conv.bias holds values that are not finite"),
         (1, "conv.weight", put_one_back, "conv.weight"),
+        (1, "conv.bias", lambda bias: np.multiply(bias, 2, out=bias), "constant conv.bias changed"),
+        (1, "conv.weight", lambda weight: np.multiply(weight, 2, out=weight), "kept weights of conv.weight changed"),
     ],
 )
-def test_a_fault_of_the_conversion(which: int, name: str, edit: Callable[[np.ndarray], None], message: str) -> None:
+def test_a_fault_of_the_conversion(which: int, name: str, edit: Callable[[np.ndarray], object], message: str) -> None:
     models = pair()
     change(models[which], name, edit)
     with pytest.raises(ArtifactError, match=f"no longer does after the conversion to fp16.*{message}"):
