@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -14,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 
 from masksparse_deploy.bake import run
+from masksparse_deploy.bake.convert import Conversion
 from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.run import bake
 from masksparse_deploy.bake.twins import changed_constants, structural_differences
@@ -26,15 +28,24 @@ from masksparse_deploy.graph.reader import read_graph
 from tests.models.tiny_cnn import EXAMPLE_SHAPE, TinyCnn, example_images, float_state, magnitude_masks, tiny_cnn
 
 
-def bake_into(out: Path, model: TinyCnn, masks: MaskSet, *, source_sha256: str | None = None) -> BakeReport:
+def bake_into(
+    out: Path,
+    model: TinyCnn,
+    masks: MaskSet,
+    *,
+    source_sha256: str | None = None,
+    options: BakeOptions | None = None,
+    calibration: npt.NDArray[np.float32] | None = None,
+) -> BakeReport:
     return bake(
         model,
         masks,
-        BakeOptions(),
+        options or BakeOptions(),
         example_shape=EXAMPLE_SHAPE,
         source_sha256=source_sha256 or masks.source_sha256,
         out=out,
         probe_images=example_images(),
+        calibration=calibration,
     )
 
 
@@ -140,6 +151,54 @@ def test_what_does_not_conform_is_not_written(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(ArtifactError, match=r"does not conform to its masks \(node_Conv.* keep more than 2 of 4.*nothing was"):
         bake_into(tmp_path, model, magnitude_masks(model))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_conversion_that_breaks_a_group_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: onnx.ModelProto, options: BakeOptions, images: Any, *, masks: MaskSet | None = None) -> Conversion:
+        if masks is None:
+            return Conversion(model=model)
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        tensor = next(tensor for tensor in changed.graph.initializer if tensor.name in masks.layers)
+        tensor.raw_data = np.ones(tuple(tensor.dims), dtype=np.float32).tobytes()
+        return Conversion(model=changed)
+
+    model = tiny_cnn()
+    monkeypatch.setattr(run, "convert", broken)
+    with pytest.raises(ArtifactError, match="no longer does after the conversion"):
+        bake_into(tmp_path, model, magnitude_masks(model))
+    assert not list(tmp_path.iterdir())
+
+
+def test_reduced_precision(tmp_path: Path) -> None:
+    model = tiny_cnn()
+    masks = magnitude_masks(model)
+    options, calibration = BakeOptions(precision="fp16"), example_images(8, seed=1)
+    report = bake_into(tmp_path, model, masks, options=options, calibration=calibration)
+    assert report.precision == "fp16" and report.calibration_sha256 is not None
+    assert not report.remarks
+    rows = {row.weight: row for row in report.ranges if row.weight}
+    assert rows.keys() >= masks.layers.keys()
+    for name, mask in masks.layers.items():
+        # what is lost is counted in the sparse file: no row counts more weights than the mask keeps
+        assert 0 < rows[name].weight_nonzero_count <= mask.keep.sum()
+        assert rows[name].output_largest is not None
+    for layer in report.layers:
+        assert [checkpoint.stage for checkpoint in layer.checkpoints] == ["module", "onnx", "converted"]
+    dense, sparse = (read_graph(tmp_path / f"{name}.onnx") for name in ("dense", "sparse"))
+    assert changed_constants(dense, sparse) == tuple(sorted(masks.layers))
+    assert all(array.dtype == np.float16 for array in sparse.constants.values() if array.dtype.kind == "f")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [(None, "needs images to calibrate scales on"), (np.zeros((8, 3, 9, 9), np.float32), r"the shape \(3, 9, 9\)")],
+)
+def test_images_that_int8_cannot_use(tmp_path: Path, calibration: Any, message: str) -> None:
+    model, out = tiny_cnn(), tmp_path / "out"
+    with pytest.raises(UsageError, match=message):
+        bake_into(out, model, magnitude_masks(model), options=BakeOptions(precision="int8"), calibration=calibration)
+    assert not out.exists()
 
 
 def test_statistics_of_another_model(tmp_path: Path) -> None:
