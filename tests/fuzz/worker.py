@@ -88,22 +88,23 @@ class Worker:
         results: list[Result] = []
         while len(results) < len(self._stages):
             try:
-                worked = self._cpu_ticks()
+                _, before = self._activity()
                 while not connection.poll(self._limits.seconds * self._limits.wall_factor):
-                    before, worked = worked, self._cpu_ticks()
-                    if worked == before:
+                    is_ready, worked = self._activity()
+                    if worked == before and not is_ready:
                         return [*results, self._lost("waits for something that does not come")]
+                    before = worked
                 results.append(connection.recv())
             except (EOFError, ConnectionError):
                 return [*results, self._lost("")]
         return results
 
-    def _cpu_ticks(self) -> int:
-        """What the process has worked so far; it stands still when it waits, not when the machine is busy."""
+    def _activity(self) -> tuple[bool, int]:
+        """Whether the process runs or would, and what it has worked so far: both tell waiting from a busy machine."""
         with contextlib.suppress(OSError):
             fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-            return int(fields[11]) + int(fields[12])
-        return -1
+            return fields[0] == "R", int(fields[11]) + int(fields[12])
+        return False, -1
 
     def _started(self) -> Connection:
         if self._connection is None:
