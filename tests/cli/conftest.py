@@ -12,3 +12,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = masksparse("deploy", config)
     assert result.returncode == 0, result.stderr + result.stdout
     return config.parent
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as they like, whatever the tests run in."""
+    monkeypatch.setenv("COLUMNS", "200")
