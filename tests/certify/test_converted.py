@@ -1,6 +1,7 @@
 """Certificates of files in reduced precision: about the numbers that the layers multiply by, in exact arithmetic."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -16,23 +17,27 @@ from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.run import certify
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import CertifyOptions
+from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.reader import parse_graph, read_graph, weighted_layers
 from tests.bake.file_models import model_of
+from tests.bake.precision.quantized_models import in_opset
 from tests.models.make_onnx import MASKED_LAYERS, residual_pair
 
+Precision = Literal["fp16", "bf16", "int8"]
 IMAGES = np.random.default_rng(0).standard_normal((40, 3, 8, 8), dtype=np.float32)
 
 
-def lowered(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def lowered(model: onnx.ModelProto, precision: Precision) -> onnx.ModelProto:
     if precision == "int8":
         return quantize(model, IMAGES)
-    converted = ir.from_proto(model)
-    ConvertFloats("fp16")(converted)
+    assert precision in ("fp16", "bf16")
+    converted = ir.from_proto(in_opset(model, 22))  # the first with BF16 convolutions
+    ConvertFloats(precision)(converted)
     return ir.to_proto(converted)
 
 
-def certified(folder: Path, precision: str) -> tuple[Certificate, Path, Path]:
+def certified(folder: Path, precision: Precision) -> tuple[Certificate, Path, Path]:
     paths = folder / "dense.onnx", folder / "sparse.onnx"
     for path, model in zip(paths, residual_pair(), strict=True):
         onnx.save(lowered(model, precision), path)
@@ -40,13 +45,25 @@ def certified(folder: Path, precision: str) -> tuple[Certificate, Path, Path]:
     return certify(*paths, samples, CertifyOptions(sample_count=12, grid=8)), *paths
 
 
-def test_fp16_files_are_bounded_to_the_end(tmp_path: Path) -> None:
-    certificate, *_ = certified(tmp_path, "fp16")
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_files_of_16_bits_are_bounded_to_the_end(tmp_path: Path, precision: Precision) -> None:
+    certificate, *_ = certified(tmp_path, precision)
     assert [layer.node for layer in certificate.layers] == list(MASKED_LAYERS)
     assert certificate.unsupported == ()
     for claim in certificate.claims:
         assert claim.bound is not None and claim.measured is not None and claim.bound >= claim.measured > 0
         assert any("exact real arithmetic" in assumption for assumption in claim.assumptions)
+
+
+def test_weights_that_are_nan_in_bf16_are_refused(tmp_path: Path) -> None:
+    dense, sparse = (lowered(model, "bf16") for model in residual_pair())
+    (tensor,) = (tensor for tensor in sparse.graph.initializer if tensor.name == "fc.weight")
+    tensor.raw_data = b"\xc0\x7f" + tensor.raw_data[2:]
+    paths = tmp_path / "dense.onnx", tmp_path / "sparse.onnx"
+    for path, model in zip(paths, (dense, sparse), strict=True):
+        onnx.save(model, path)
+    with pytest.raises(ArtifactError, match=r"fc\.weight' holds NaN"):
+        certify(*paths, Samples(IMAGES, np.zeros(len(IMAGES), dtype=np.int64)), CertifyOptions(sample_count=2, grid=8))
 
 
 def test_int8_files_are_bounded_by_layer_only(tmp_path: Path) -> None:
