@@ -134,6 +134,7 @@ def other_plan(folder: Path) -> None:
 
 LINT = ["lint", "out/sparse.onnx"]
 BAKE = "bake --factory tests.models.tiny_cnn:tiny_cnn --weights model.safetensors --masks out/masks.safetensors --data test.npz"
+BAKE_ONNX = "bake --onnx out/dense.onnx --masks out/masks.safetensors"
 CERTIFY = "certify --dense out/dense.onnx --sparse out/sparse.onnx --data test.npz --out new/certificate.json"
 PROFILE = "profile --dense out/dense.engine.json --sparse out/sparse.engine.json --data test.npz --out new/profile.json"
 VALIDATE = (
@@ -148,6 +149,18 @@ VERBS: list[tuple[str, str, Spoil, int, str]] = [
     ("bake: missing masks", BAKE + " --out new", lambda f: (f / "out/masks.safetensors").unlink(), 2, "does not exist"),
     ("bake: truncated masks", BAKE + " --out new", cut("out/masks.safetensors", 0.6), 4, "masks.safetensors is damaged"),
     ("bake: masks for other weights", BAKE + " --out new", other_weights, 4, "masksparse learn"),
+    ("bake: INT8 without images", BAKE + " --precision int8 --out new", lambda folder: None, 2, "give --calibration"),
+    ("bake: BF16 before opset 22", BAKE + " --precision bf16 --out new", lambda folder: None, 2, "use bake.opset 22"),
+    ("bake: two models", BAKE + " --onnx out/dense.onnx --out new", lambda folder: None, 2, "either as --factory"),
+    ("bake: no model", "bake --masks out/masks.safetensors --out new", lambda folder: None, 2, "or as --onnx"),
+    (
+        "bake: an ONNX file in another opset",
+        BAKE_ONNX + " --opset 22 --out new",
+        lambda folder: None,
+        2,
+        "leave the option out",
+    ),
+    ("bake: a folder below a file", BAKE + " --out deploy.yaml/new", lambda folder: None, 3, "cannot be written"),
     ("build: truncated ONNX", "build --onnx out/sparse.onnx --out new", cut("out/sparse.onnx", 0.7), 4, "sparse.onnx"),
     ("build: missing ONNX", "build --onnx none.onnx --out new", lambda folder: None, 2, "none.onnx does not exist"),
     ("profile: plan changed", PROFILE, other_plan, 4, "digest"),

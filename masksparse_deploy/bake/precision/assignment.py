@@ -162,7 +162,8 @@ class _Assigner:
         if needed:
             raise UsageError(
                 f"bake.precision: {', '.join(sorted(needed))} cannot compute in {self._target.title} in operator set "
-                f"{self._opset}; use bake.opset {max(needed.values())}, or another precision"
+                f"{self._opset}; use bake.opset {max(needed.values())}, or another precision (a file given as "
+                "ONNX keeps its operator set: export it anew)"
             )
 
     def _refuse_other_floats(self) -> None:
