@@ -109,9 +109,10 @@ class LintLayer(Record):
     """One layer with weights: its state, the reason in words, and how much of the file's arithmetic it is.
 
     `weight` is the stored constant, `route` the operators between it and the layer, `dtype` what the layer multiplies by
-    ("int8" for a weight that is dequantized; empty where the weight is not read). `where` names the body of an If, Loop or Scan that
-    the layer is in, empty for the main graph. `mac_count` is None where the shapes in the file do not tell; `mac_share` is of
-    the layers where they do. `drift` says how the weights differ from their annotation, also where that breaks no claim.
+    ("int8" for a weight that is dequantized; empty where the weight is not read). `where` names the body of an If, Loop or
+    Scan that the layer is in, empty for the main graph. `mac_count` is None where the shapes in the file do not tell;
+    `mac_share` is of the layers where they do. `drift` says how the weights differ from their annotation, also where that
+    breaks no claim.
     """
 
     node: str
