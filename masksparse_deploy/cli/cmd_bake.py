@@ -45,6 +45,8 @@ def command(
         raise UsageError("give the model either as --factory and --weights, or as --onnx")
     if onnx is not None and "opset" in bake_options.model_fields_set:
         raise UsageError("--opset: an ONNX file keeps its operator set; leave the option out, or bake from the PyTorch model")
+    if onnx is not None and samples is not None:
+        raise UsageError("--data: an ONNX file has no PyTorch model to compare with on these images; leave the option out")
     with shown_progress() as progress:
         if onnx is not None:
             report = bake_onnx(onnx, masks, bake_options, calibration=calibration, out=out, progress=progress)

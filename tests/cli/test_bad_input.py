@@ -160,6 +160,7 @@ VERBS: list[tuple[str, str, Spoil, int, str]] = [
         2,
         "leave the option out",
     ),
+    ("bake: images for an ONNX file", BAKE_ONNX + " --data test.npz --out new", lambda folder: None, 2, "leave the option out"),
     ("bake: a folder below a file", BAKE + " --out deploy.yaml/new", lambda folder: None, 3, "cannot be written"),
     ("build: truncated ONNX", "build --onnx out/sparse.onnx --out new", cut("out/sparse.onnx", 0.7), 4, "sparse.onnx"),
     ("build: missing ONNX", "build --onnx none.onnx --out new", lambda folder: None, 2, "none.onnx does not exist"),
