@@ -50,6 +50,19 @@ def test_digits_from_checkpoint_to_verdict(tmp_path: Path) -> None:
     assert accuracy["drop_points"] <= 0.5
 
 
+@pytest.mark.slow
+def test_digits_in_fp16(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = masksparse("deploy", DIGITS / "fp16.yaml", "--out", tmp_path / "out", timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "out" / "bake.json").read_text())
+    assert (report["precision"], report["opset"], len(report["layers"])) == ("fp16", 17, 10)
+    assert all(row["weight_overflow_count"] == row["output_overflow_count"] == 0 for row in report["ranges"] if row["weight"])
+    layers = json.loads((tmp_path / "out" / "validation.json").read_text())["layers"]
+    assert len(layers) == 11
+    assert all(layer["verdict"] == "pass" for layer in layers)
+
+
 def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(OWN_LOOP / "run.py"), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
