@@ -25,6 +25,7 @@ from masksparse_deploy.bake.precision.floats import ConvertFloats
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.evaluate import absolute_layer, apply_layer, evaluate, unsupported_operators
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from samples.own_loop.run import IMAGE_SHAPE, small_network
 from tests.models.cifar_resnet import resnet20
 from tests.models.make_onnx import residual_masks, residual_pair
 from tests.models.tiny_cnn import magnitude_masks, tiny_cnn
@@ -41,6 +42,7 @@ MASKED: dict[str, Callable[[str, tuple[int, ...]], bool]] = {
     "tiny": lambda name, shape: "block.conv" in name,
     "digits": lambda name, shape: shape[1] % 4 == 0,
     "resnet20": lambda name, shape: shape[1] % 4 == 0,
+    "own_loop": lambda name, shape: shape[1] % 4 == 0,
 }
 
 
@@ -77,6 +79,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
     "tiny": (tiny_cnn, (3, 8, 8)),
     "digits": (digits_net, (1, 8, 8)),
     "resnet20": (resnet20, (3, 32, 32)),
+    "own_loop": (small_network, IMAGE_SHAPE),
 }
 
 

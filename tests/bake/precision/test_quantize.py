@@ -23,6 +23,7 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import weighted_layers
+from samples.own_loop.run import IMAGE_SHAPE, small_network
 from tests.bake.precision.quantized_models import (
     images,
     in_opset,
@@ -40,7 +41,7 @@ from tests.requirements import REPOSITORY
 
 OPSETS = pytest.mark.parametrize("opset", [17, 20])
 DIGITS = REPOSITORY / "samples" / "digits"
-SHAPES = {"tiny": EXAMPLE_SHAPE, "cifar": (3, 16, 16), "digits": (1, 8, 8)}
+SHAPES = {"tiny": EXAMPLE_SHAPE, "cifar": (3, 16, 16), "digits": (1, 8, 8), "own_loop": IMAGE_SHAPE}
 
 
 def initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
@@ -170,13 +171,13 @@ def exported(name: str) -> tuple[onnx.ModelProto, list[str]]:
     """A sample network with 2:4 masks in opset 18, not to be changed, and the names of the masked weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = {"tiny": tiny_cnn, "cifar": lambda: CifarResNet(1), "digits": digits_net}[name]()
+        model = {"tiny": tiny_cnn, "cifar": lambda: CifarResNet(1), "digits": digits_net, "own_loop": small_network}[name]()
     names = masked(model.eval())
     return onnx.load_model_from_string(export_onnx(model, SHAPES[name], opset=18)), names
 
 
 @OPSETS
-@pytest.mark.parametrize("name", ["tiny", "cifar", "digits"])
+@pytest.mark.parametrize("name", SHAPES)
 def test_exported_networks(name: str, opset: int) -> None:
     shape = SHAPES[name]
     original, names = exported(name)
