@@ -91,23 +91,29 @@ def bake(
     make_folder(out)
     steps = 6
     progress("dense export", 0, steps)
-    dense = ir.from_proto(onnx.load_model_from_string(export_onnx(dense_model, example_shape, opset=options.opset)))
+    exported_bytes = export_onnx(dense_model, example_shape, opset=options.opset)
+    dense = _model(exported_bytes)
     padding = pad_channels(dense, masks)
     MarkDense()(dense)
     progress("sparse export", 1, steps)
-    with _with_statistics(dense_model, masks):
-        sparse = ir.from_proto(onnx.load_model_from_string(export_onnx(dense_model, example_shape, opset=options.opset)))
+    if masks.statistics:
+        with _with_statistics(dense_model, masks):
+            exported_bytes = export_onnx(dense_model, example_shape, opset=options.opset)
+    sparse = _model(exported_bytes)
     pad_channels(sparse, masks)
     stored = _in_stored_axes(sparse, padding.masks)
     ApplyMasks(stored)(sparse)
     Annotate(stored)(sparse)
     progress("conformity", 2, steps)
-    weights = _like_masks(padded_weights(trained, padding.masks), stored)
+    weights = _in_axes_of(stored, padded_weights(trained, padding.masks), padding.masks)
     protos = [to_proto(model) for model in (dense, sparse)]
     dense_graph, sparse_graph = _graphs(protos)
     exported = verify_export(dense_graph, sparse_graph, stored, weights)
     progress("precision", 3, steps)
-    conversions = [convert(proto, options, calibration, masks=own) for proto, own in zip(protos, (None, stored), strict=True)]
+    conversions = [
+        convert(proto, options, calibration, masks=own, progress=progress)
+        for proto, own in zip(protos, (None, stored), strict=True)
+    ]
     files = [conversion.model.SerializeToString(deterministic=True) for conversion in conversions]
     dense_graph, sparse_graph = _graphs([conversion.model for conversion in conversions])
     layers = verify_converted(dense_graph, sparse_graph, stored, options.precision)
@@ -159,9 +165,12 @@ def _in_stored_axes(model: ir.Model, masks: MaskSet) -> MaskSet:
     return replace(masks, layers=fitted, padded_from=masks.digest)
 
 
-def _like_masks(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:
-    """Trained weights in the axes of their masks."""
-    return {name: weight if weight.shape == masks.layers[name].keep.shape else weight.T for name, weight in weights.items()}
+def _in_axes_of(stored: MaskSet, weights: Mapping[str, Array], given: MaskSet) -> dict[str, Array]:
+    """Weights in the axes of the masks `given`, brought into those of the masks `stored`."""
+    return {
+        name: weight if stored.layers[name].group_axis == given.layers[name].group_axis else weight.T
+        for name, weight in weights.items()
+    }
 
 
 def _calibration_digest(options: BakeOptions, calibration: Array | None) -> str | None:
@@ -178,7 +187,7 @@ def _graphs(models: Sequence[onnx.ModelProto]) -> Iterator[Graph]:
 
 @contextmanager
 def _with_statistics(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
-    """Lend the network the mask set's batch-norm statistics, if any; not every network can be copied."""
+    """Lend the network the mask set's batch-norm statistics; not every network can be copied."""
     torch: Any = require("torch", needed_for="exporting to ONNX")
     buffers = dict(model.named_buffers())
     for name, value in masks.statistics.items():

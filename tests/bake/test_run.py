@@ -24,6 +24,7 @@ from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError, OutputError, UsageError
 from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.graph.reader import read_graph
 from tests.models.tiny_cnn import EXAMPLE_SHAPE, TinyCnn, example_images, float_state, magnitude_masks, tiny_cnn
 
@@ -154,7 +155,9 @@ def test_what_does_not_conform_is_not_written(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_conversion_that_breaks_a_group_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(model: onnx.ModelProto, options: BakeOptions, images: Any, *, masks: MaskSet | None = None) -> Conversion:
+    def broken(
+        model: onnx.ModelProto, options: BakeOptions, images: Any, *, masks: MaskSet | None = None, progress: Progress = silent
+    ) -> Conversion:
         if masks is None:
             return Conversion(model=model)
         changed = onnx.ModelProto()
