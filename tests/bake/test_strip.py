@@ -14,7 +14,7 @@ from tests.bake.file_models import branching_model, rich_model
         ("/usr/lib/python3.11/site-packages/torch/nn/modules/conv.py(458): _conv_forward", False),
         (r"C:\Users\me\net.py:3", False),
         (r"see \\server\share\net.py", False),
-        ("~/work/net.pyc", False),
+        ("~/models/net.pyc", False),
         ("from=/opt/net.py", False),
         ("net.py holds the model", True),
         ("models/net.py", True),
