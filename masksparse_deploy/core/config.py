@@ -55,10 +55,13 @@ class DataOptions(Options):
 class MaskOptions(Options):
     """How masks are chosen."""
 
-    pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels")
-    method: Literal["auto", "magnitude", "gumbel", "scores"] = _option(
-        "scores", "how masks are chosen, the weights stay frozen; auto: the first stage that passes the accuracy gate"
+    pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels; TN:M: along the outputs too")
+    method: Literal["auto", "magnitude", "gumbel", "scores", "transposable", "adaprune", "sparse-training"] = _option(
+        "scores",
+        "how masks are chosen; the weights stay frozen but with adaprune and sparse-training; auto: the first stage that passes "
+        "the accuracy gate",
     )
+    solver: Literal["exact", "greedy", "two-approximation", "entropy"] = _option("exact", "how transposable masks are found")
     pad_channels: bool = _option(
         False, "mask layers whose input channels are no multiple of M too; the ONNX file gets zero channels there"
     )
@@ -85,6 +88,11 @@ class MaskOptions(Options):
         None, "estimate batch-norm statistics again after learning; default: if that helps validation images, or with gumbel"
     )
     calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
+    mask_steps: int = _option(40, "with sparse-training, choose the masks anew after so many steps", gt=0)
+    reconstruction: Literal["closed-form", "iterative"] = _option(
+        "closed-form", "how adaprune fits the kept weights to the dense layer's outputs"
+    )
+    ridge: float = _option(1e-3, "of adaprune's least squares, as a share of the mean diagonal entry", gt=0)
     seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)
 
     @pydantic.field_validator("pattern", mode="before")

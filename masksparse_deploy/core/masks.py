@@ -22,10 +22,11 @@ from masksparse_deploy.core.patterns import NMPattern
 
 __all__ = ["AxisPermutation", "LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _KEEP = "keep/"
 _STATISTICS = "statistics/"
 _ORDER = "order/"
+_WEIGHTS = "weights/"
 
 
 def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -51,7 +52,8 @@ class LayerMask:
         weight_name: the parameter's name in the model, as "layer1.0.conv1.weight".
         keep: bool, the weight's shape (out_channels, in_channels, kernel_h, kernel_w) or (out_features, in_features).
         group_axis: the axis along which groups run; 1, the input channels.
-        pattern: the N:M pattern; every group keeps exactly N, a last group of only R members min(N, R).
+        pattern: the N:M pattern; every group keeps exactly N, a last group of only R members min(N, R). A transposable one
+            holds along the axis of the output channels too.
         unpadded_shape: the weight's shape before channels of zeros were appended to it, which keep nothing; None if none
             were. Masks of a file with padded channels have it, learned masks never do.
     """
@@ -67,14 +69,7 @@ class LayerMask:
             raise ArtifactError(f"mask of {self.weight_name}: keep is {self.keep.dtype}, not bool")
         object.__setattr__(self, "keep", _frozen(self.keep))
         own = self.keep if self.unpadded_shape is None else self._unpadded(self.unpadded_shape)
-        kept = count_kept(own, axis=self.group_axis, size=self.pattern.m)
-        expected = self.pattern.kept_per_group(own.shape[self.group_axis])
-        wrong = int((kept != expected.reshape(-1, *[1] * (own.ndim - self.group_axis - 1))).sum())
-        if wrong:
-            raise ArtifactError(
-                f"mask of {self.weight_name}: {wrong} of {kept.size} groups do not keep exactly "
-                f"{self.pattern.n} of {self.pattern.m}"
-            )
+        self._check_groups(own)
 
     @property
     def is_partial(self) -> bool:
@@ -99,6 +94,25 @@ class LayerMask:
                 f"mask of {self.weight_name}: of shape {self.keep.shape}, it keeps weights outside the unpadded shape {shape}"
             )
         return own
+
+    def _check_groups(self, own: npt.NDArray[np.bool_]) -> None:
+        """Every group keeps exactly N, along every axis of the pattern."""
+        pattern = self.pattern
+        for axis in pattern.group_axes(self.group_axis, own.ndim):
+            length = own.shape[axis]
+            if pattern.transposable and length % pattern.m:
+                raise ArtifactError(
+                    f"mask of {self.weight_name}: axis {axis} has {length} elements; a transposable {pattern} mask needs "
+                    f"multiples of {pattern.m}"
+                )
+            kept = count_kept(own, axis=axis, size=pattern.m)
+            expected = pattern.kept_per_group(length)
+            wrong = int((kept != expected.reshape(-1, *[1] * (own.ndim - axis - 1))).sum())
+            if wrong:
+                raise ArtifactError(
+                    f"mask of {self.weight_name}: {wrong} of {kept.size} groups do not keep exactly {pattern.n} of {pattern.m}"
+                    + (f" along axis {axis}" if pattern.transposable else "")
+                )
 
     @cached_property
     def digest(self) -> str:
@@ -145,6 +159,9 @@ class MaskSet:
         permutations: new channel orders, under which the network computes the same; masks and statistics are of the
             permuted network. Empty if untouched.
         padded_from: the digest of the learned set, where this one is made from it for a file with padded channels.
+        weights: new values of parameters, where the method changed weights: parameter name -> float32 array of its shape, 0
+            wherever the layer's mask drops a weight. Of the permuted network, as masks and statistics are. Empty if the
+            weights stayed frozen.
     """
 
     layers: Mapping[str, LayerMask]
@@ -154,11 +171,24 @@ class MaskSet:
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     permutations: tuple[AxisPermutation, ...] = ()
     padded_from: str | None = None
+    weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        frozen = {name: _frozen(array) for name, array in self.statistics.items()}
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
-        object.__setattr__(self, "statistics", MappingProxyType(frozen))
+        for part in ("statistics", "weights"):
+            frozen = {name: _frozen(array) for name, array in getattr(self, part).items()}
+            object.__setattr__(self, part, MappingProxyType(frozen))
+        if self.padded_from is None:
+            self._check_weights()
+
+    def _check_weights(self) -> None:
+        for name in self.layers.keys() & self.weights.keys():
+            keep, weight = self.layers[name].keep, self.weights[name]
+            if weight.shape != keep.shape:
+                raise ArtifactError(f"new weight of {name}: its shape is {weight.shape}, that of its mask {keep.shape}")
+            dropped = int(np.count_nonzero(weight[~keep]))
+            if dropped:
+                raise ArtifactError(f"new weight of {name}: {dropped} values that the mask drops are not 0")
 
     @cached_property
     def digest(self) -> str:
@@ -172,6 +202,7 @@ class MaskSet:
         lines += [self.layers[name].digest for name in sorted(self.layers)]
         lines.append(fingerprint(self.statistics))
         lines.append(fingerprint({permutation.key: permutation.order for permutation in self.permutations}))
+        lines.append(fingerprint(self.weights))
         return sha256_bytes("\n".join(lines).encode())
 
     def padded(self, layers: Mapping[str, LayerMask]) -> "MaskSet":
@@ -194,6 +225,7 @@ class MaskSet:
         tensors: dict[str, npt.NDArray[Any]] = {_KEEP + name: mask.keep for name, mask in sorted(self.layers.items())}
         tensors.update({_STATISTICS + name: array for name, array in sorted(self.statistics.items())})
         tensors.update({_ORDER + permutation.key: permutation.order for permutation in self.permutations})
+        tensors.update({_WEIGHTS + name: array for name, array in sorted(self.weights.items())})
         return save_safetensors(tensors, metadata={"masksparse": canonical_json(header).decode()})
 
     def write(self, path: Path) -> None:
@@ -232,6 +264,7 @@ def read_mask_set(path: Path) -> MaskSet:
         }
         skipped = tuple(SkippedLayer.model_validate(entry) for entry in header["skipped"])
         statistics = {key.removeprefix(_STATISTICS): value for key, value in tensors.items() if key.startswith(_STATISTICS)}
+        weights = {key.removeprefix(_WEIGHTS): value for key, value in tensors.items() if key.startswith(_WEIGHTS)}
         orders = {key.removeprefix(_ORDER): value for key, value in tensors.items() if key.startswith(_ORDER)}
         permutations = tuple(
             AxisPermutation(name=key.partition("/")[2], axis=int(key.partition("/")[0]), order=order)
@@ -244,6 +277,7 @@ def read_mask_set(path: Path) -> MaskSet:
             skipped=skipped,
             statistics=statistics,
             permutations=permutations,
+            weights=weights,
         )
         recorded, found = header["digest"], masks.digest
     except (AttributeError, KeyError, TypeError, ValueError, MasksparseError) as error:

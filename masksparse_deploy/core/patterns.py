@@ -1,4 +1,4 @@
-"""The N:M sparsity pattern: N weights kept of every M consecutive ones along an axis."""
+"""The N:M sparsity pattern: N weights kept of every M consecutive ones along an axis, or along both axes of a matrix."""
 
 import itertools
 import re
@@ -12,30 +12,36 @@ from masksparse_deploy.core.groups import count_kept, filled, members_of
 
 __all__ = ["NMPattern"]
 
-MAX_M = 16
+MAX_M = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class NMPattern:
-    """N weights kept of every M consecutive weights along the group axis; as text "N:M".
+    """N weights kept of every M consecutive weights along the group axis; as text "N:M", or "TN:M" if transposable.
 
     Where the axis is no multiple of M, the last group is not full: of its R weights it keeps min(N, R). With zeros for the
     M - R missing ones, as channel padding adds them, it still keeps at most N of M, which is what sparse kernels need.
 
+    A transposable pattern holds along the input and along the output channels: in every M x M tile of the weight matrix each
+    row and each column keeps N, so that the matrix of the backward pass is N:M too (Hubara et al. 2021). Both axes must be
+    multiples of M.
+
     Attributes:
         n: weights kept in each group, 1 <= n <= m.
-        m: consecutive weights in a group, 1 <= m <= 16.
+        m: consecutive weights in a group, 1 <= m <= 32.
+        transposable: whether the pattern holds along the output channels too.
     """
 
     n: int
     m: int
+    transposable: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.n <= self.m <= MAX_M:
             raise UsageError(f"pattern {self.n}:{self.m}: N:M keeps N of M with 1 <= N <= M <= {MAX_M}, for example 2:4")
 
     def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
+        return f"{'T' if self.transposable else ''}{self.n}:{self.m}"
 
     @property
     def density(self) -> float:
@@ -44,11 +50,26 @@ class NMPattern:
 
     @classmethod
     def parse(cls, text: str) -> "NMPattern":
-        """Read "N:M", as in "2:4"."""
-        match = re.fullmatch(r"\s*(\d+)\s*:\s*(\d+)\s*", text)
+        """Read "N:M", as in "2:4", or "TN:M" for a transposable pattern, as in "T2:4"."""
+        match = re.fullmatch(r"\s*(T?)(\d+)\s*:\s*(\d+)\s*", text)
         if match is None:
-            raise UsageError(f"pattern {text!r} is not of the form N:M, N kept of every M weights; for example 2:4")
-        return cls(n=int(match[1]), m=int(match[2]))
+            raise UsageError(
+                f"pattern {text!r} is not of the form N:M, N kept of every M weights; for example 2:4, or T2:4 for transposable "
+                "masks"
+            )
+        return cls(n=int(match[2]), m=int(match[3]), transposable=bool(match[1]))
+
+    def group_axes(self, group_axis: int, axis_count: int) -> tuple[int, ...]:
+        """The axes along which every group keeps N: the group axis, and that of the output channels if transposable.
+
+        Args:
+            group_axis: where the input channels lie: 1 for kernels (out_channels, in_channels, ...) and (out_features,
+                in_features); the last but one for stored matrices (..., in_features, out_features).
+            axis_count: of the weight.
+        """
+        if not self.transposable:
+            return (group_axis,)
+        return (group_axis, 0 if group_axis == 1 else axis_count - 1)
 
     def codebook(self) -> npt.NDArray[np.bool_]:
         """All C(M, N) admissible rows, bool (C(M, N), M), in lexicographic order of the kept positions."""
@@ -82,6 +103,7 @@ class NMPattern:
         Raises:
             UsageError: the axis does not exist or has no elements.
         """
+        assert not self.transposable, "rows and columns of a tile are chosen together: learn.transposable solves them"
         length = scores.shape[group_axis] if 0 <= group_axis < scores.ndim else 0
         # Behind all scores of the group, NaN or not, so that what is missing is never kept in their place.
         scores = filled(scores, axis=group_axis, size=self.m, fill=np.nan)
@@ -102,5 +124,6 @@ class NMPattern:
         return np.ascontiguousarray(keep[(slice(None),) * group_axis + (slice(length),)])
 
     def count_violations(self, kept: npt.NDArray[np.bool_], *, group_axis: int) -> int:
-        """How many groups keep more than N weights (zero for a conforming array)."""
-        return int((count_kept(kept, axis=group_axis, size=self.m) > self.n).sum())
+        """How many groups keep more than N weights (zero for a conforming array), over both axes if transposable."""
+        axes = self.group_axes(group_axis, kept.ndim)
+        return sum(int((count_kept(kept, axis=axis, size=self.m) > self.n).sum()) for axis in axes)

@@ -18,11 +18,15 @@ __all__ = ["compute_logits", "count_correct", "substitutes"]
 
 
 def substitutes(
-    model: nn.Module, masks: Mapping[str, LayerMask], statistics: Mapping[str, npt.NDArray[np.float32]]
+    model: nn.Module,
+    masks: Mapping[str, LayerMask],
+    statistics: Mapping[str, npt.NDArray[np.float32]],
+    weights: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The state that masks and statistics replace, by name: masked weights, and running statistics."""
+    """The state that masks, statistics and new weights replace, by name: parameters, and running statistics."""
     replaced = {name: model.get_parameter(name) * torch.tensor(mask.keep) for name, mask in masks.items()}
-    replaced.update({name: torch.tensor(array) for name, array in statistics.items()})
+    # New weights are 0 where their mask drops them.
+    replaced.update({name: torch.tensor(array) for name, array in {**statistics, **(weights or {})}.items()})
     return replaced
 
 

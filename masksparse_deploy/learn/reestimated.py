@@ -54,7 +54,7 @@ class Reestimated(Sparsifier):
         images = augment(torch.from_numpy(train.images[chosen]), self.augment, generator)
         statistics = reestimate(
             model,
-            substitutes(model, outcome.masks, {}),
+            substitutes(model, outcome.masks, {}, outcome.weights),
             images.numpy(),
             batch_size=self.batch_size,
             device=self.device,

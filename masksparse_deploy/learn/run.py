@@ -108,7 +108,7 @@ def _learn(
     def count(candidate: Candidate | None, samples: Samples) -> int:
         name, outcome = (candidate.name, candidate.outcome) if candidate else ("dense", Outcome(masks={}))
         network = _in_order(model, outcome)
-        replaced = substitutes(network, outcome.masks, outcome.statistics)
+        replaced = substitutes(network, outcome.masks, outcome.statistics, outcome.weights)
         return count_correct(
             network,
             samples,
@@ -150,6 +150,7 @@ def _learn(
         skipped=survey.skipped,
         statistics=outcome.statistics,
         permutations=outcome.permutations,
+        weights=outcome.weights,
     )
     masked = tuple(_masked_layer(permuted, layer, outcome.masks[layer.weight_name]) for layer in survey.eligible)
     masked_macs = sum(layer.mac_count for layer in masked)

@@ -1,4 +1,4 @@
-"""What every way to choose masks has in common: weights and data go in, masks come out, the weights stay."""
+"""What every way to choose masks has in common: weights and data go in, masks come out, and new weights if it changes any."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -27,16 +27,18 @@ class Outcome:
             the network keeps its own.
         history: the mean training loss of each epoch; empty for methods that do not learn.
         permutations: the channel orders that masks and statistics are for; empty if channels stay as they are.
+        weights: new values of parameters, see `MaskSet.weights`; empty if the method keeps the weights frozen.
     """
 
     masks: Mapping[str, LayerMask]
     statistics: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     history: tuple[TrainingPoint, ...] = ()
     permutations: tuple[AxisPermutation, ...] = ()
+    weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
 
 class Sparsifier(ABC):
-    """Chooses masks for a network whose weights stay as they are. Subclasses are final."""
+    """Chooses masks for a network, which it leaves as it is. Subclasses are final."""
 
     @abstractmethod
     def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
