@@ -116,12 +116,12 @@ def test_codebook_of_two_four_has_six_rows() -> None:
     assert (book.sum(1) == 2).all()
 
 
-@pytest.mark.parametrize("text", ["2:4", " 1:16 ", "4:8"])
+@pytest.mark.parametrize("text", ["2:4", " 1:16 ", "4:8", " T2:4", "T16:32"])
 def test_parse_and_text_agree(text: str) -> None:
     assert str(NMPattern.parse(text)) == text.strip()
 
 
-@pytest.mark.parametrize(("text", "word"), [("24", "N:M"), ("5:4", "1 <= N <= M"), ("0:4", "1 <= N"), ("2:32", "<= 16")])
+@pytest.mark.parametrize(("text", "word"), [("24", "N:M"), ("5:4", "1 <= N <= M"), ("0:4", "1 <= N"), ("2:64", "<= 32")])
 def test_bad_patterns_say_what_is_right(text: str, word: str) -> None:
     with pytest.raises(UsageError, match=word):
         NMPattern.parse(text)
