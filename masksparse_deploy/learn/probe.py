@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from masksparse_deploy.core.errors import MasksparseError, UsageError
 
-__all__ = ["Probe", "probe_model", "weight_layers"]
+__all__ = ["Probe", "layer_input", "probe_model", "weight_layers"]
 
 WeightLayer = _ConvNd | nn.Linear
 
@@ -71,7 +71,7 @@ def _device(model: nn.Module) -> torch.device:
 
 def _input_check(name: str, image_shape: tuple[int, ...]) -> Callable[[nn.Module, Any, Any], None]:
     def check(module: nn.Module, inputs: Any, named: Any) -> None:
-        x = _input(inputs, named)
+        x = layer_input(inputs, named)
         if isinstance(module, nn.Linear):
             expected, found, unit = module.in_features, x.shape[-1], "features"
         else:
@@ -90,7 +90,7 @@ def _mac_counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any,
     def count(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         assert isinstance(module, (_ConvNd, nn.Linear))
         if isinstance(module, _ConvTransposeNd):
-            positions = _input(inputs, named).numel() // module.in_channels
+            positions = layer_input(inputs, named).numel() // module.in_channels
         elif isinstance(module, _ConvNd):
             positions = output.numel() // module.out_channels
         else:
@@ -101,6 +101,6 @@ def _mac_counter(name: str, counts: dict[str, int]) -> Callable[[nn.Module, Any,
     return count
 
 
-def _input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+def layer_input(inputs: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
     """The one input of a layer, handed over by position or by name."""
     return inputs[0] if inputs else named["input"]
