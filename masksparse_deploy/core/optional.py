@@ -15,6 +15,7 @@ EXTRAS = {
     "jinja2": "report",
     "onnx_ir": "learn",
     "onnxscript": "learn",
+    "ortools": "transposable",
     "plotly": "report",
     "tensorboard": "tensorboard",
     "tensorrt": "tensorrt",
