@@ -15,6 +15,7 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.eligibility import LayerSurvey, obstacles, survey_layers
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.probe import Probe, weight_layers
+from masksparse_deploy.learn.requested import requested_pattern
 
 __all__ = ["apply_assignment", "survey_assigned"]
 
@@ -33,7 +34,7 @@ def survey_assigned(model: nn.Module, probe: Probe, options: MaskOptions, *, fol
             edited so that it asks for what cannot be.
         ArtifactError: the assignment is damaged, or was made for another network.
     """
-    pattern = NMPattern.parse(options.pattern)
+    pattern = requested_pattern(options)
     if options.assignment is None:
         return survey_layers(
             model,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal, final
 
@@ -202,6 +203,11 @@ def attach(
     """
     if method not in _SELECTORS:
         raise UsageError(f"method {method!r} does not learn masks; use one of {', '.join(map(repr, _SELECTORS))}")
+    if pattern.transposable:
+        raise UsageError(
+            f"pattern {pattern}: {method!r} chooses each group by itself and finds no transposable masks; use the pattern "
+            f"{replace(pattern, transposable=False)}, or learn with method 'sparse-training'"
+        )
     _check_network(model)
     selectors = {layer.weight_name: _selector(method, model.get_parameter(layer.weight_name), pattern) for layer in layers}
     return AttachedMasks(model, layers, selectors, method=method, skipped=skipped)
@@ -222,7 +228,7 @@ def attach_masks(
     Args:
         model: the network, float32, on any device and in any mode; see `AttachedMasks` for what happens to it.
         example: images as the network takes them, (count, channels, height, width); only their shape is looked at.
-        pattern: "N:M", N weights kept of every M along the input channels.
+        pattern: "N:M", N weights kept of every M along the input channels; not transposable.
         method: "scores", one score per weight; or "gumbel", one logit per admissible row, with random draws in training.
         include: globs over layer names; linear layers are masked only where a glob other than "*" names them.
         exclude: globs over layer names, left dense; wins over `include`.

@@ -12,6 +12,7 @@ from masksparse_deploy.learn.sparsifier import Outcome
 __all__ = ["Candidate", "Choice", "choose"]
 
 MAGNITUDE = "magnitude"
+TRANSPOSABLE = "transposable"
 PERMUTATION = " + permutation"
 BATCH_NORM = " + batch norm"
 
@@ -55,8 +56,9 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
     # Where no order keeps more, names must not speak of one.
     permuted = methods.options.permute and bool(methods.permutations)
     tried = list(_baselines(methods, permuted=permuted))
-    if methods.options.method != "magnitude":
-        tried += _learned(methods, count, methods.options.method, permuted=permuted)
+    method = methods.options.method
+    if method in ("scores", "gumbel"):
+        tried += _learned(methods, count, "scores" if method == "scores" else "gumbel", permuted=permuted)
     elif not methods.options.batch_norm:
         # The baseline with new statistics is shown, the one without is kept.
         tried.sort(key=lambda candidate: not candidate.name.endswith(BATCH_NORM))
@@ -64,14 +66,17 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
 
 
 def _baselines(methods: Methods, *, permuted: bool) -> Iterator[Candidate]:
-    name = MAGNITUDE
-    yield Candidate(name, methods.run(methods.magnitude(), permuted=False))
+    name, sparsifier = MAGNITUDE, methods.magnitude()
+    yield Candidate(name, methods.run(sparsifier, permuted=False))
+    if methods.pattern.transposable:
+        name, sparsifier = TRANSPOSABLE, methods.transposable()
+        yield Candidate(name, methods.run(sparsifier, permuted=False))
     if permuted:
         name += PERMUTATION
-        yield Candidate(name, methods.run(methods.magnitude(), permuted=True))
+        yield Candidate(name, methods.run(sparsifier, permuted=True))
     # Without batch norm this would be the baseline before once more.
     if methods.has_batch_norm:
-        yield Candidate(name + BATCH_NORM, methods.run(methods.reestimated(methods.magnitude()), permuted=permuted))
+        yield Candidate(name + BATCH_NORM, methods.run(methods.reestimated(sparsifier), permuted=permuted))
 
 
 def _learned(methods: Methods, count: Count, method: Method, *, permuted: bool) -> list[Candidate]:

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -67,6 +67,8 @@ def survey_layers(
     channels do as well if the padded layer has fewer weights left to multiply by than the dense one; with fewer than M
     channels, as images have, only where a glob other than "*" matches: there is little to save and much to lose.
 
+    A transposable pattern needs its multiples along the output channels too, and no channels are added for it.
+
     Args:
         model: the network.
         probe: what `probe_model` found.
@@ -76,8 +78,15 @@ def survey_layers(
         pad_channels: channels of zeros may be added in the ONNX file.
 
     Raises:
-        UsageError: a glob matches no layer, a layer named without wildcards is not eligible, or no layer is eligible.
+        UsageError: a glob matches no layer, a layer named without wildcards is not eligible, no layer is eligible, or
+            channels shall be added for a transposable pattern.
     """
+    if pad_channels and pattern.transposable:
+        raise UsageError(
+            f"mask.pad_channels fills groups of input channels, and a {pattern} mask needs whole tiles of {pattern.m} x "
+            f"{pattern.m} channels; remove it (layers without whole tiles stay dense), or use mask.pattern "
+            f"{replace(pattern, transposable=False)}"
+        )
     layers = weight_layers(model)
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
@@ -143,11 +152,14 @@ def _obstacle(
         return "not a 2-d convolution"
     if isinstance(module, _ConvNd) and module.groups != 1:
         return f"{'depthwise' if module.groups == module.in_channels else 'grouped'} convolution ({module.groups} groups)"
-    count = _input_channels(module)
+    count, unit = _input_channels(module), "channel" if isinstance(module, _ConvNd) else "feature"
+    pad_channels = pad_channels and not pattern.transposable
     if count % pattern.m and not (pad_channels and _saved_channels(count, pattern) > 0):
-        unit = "input channel" if isinstance(module, _ConvNd) else "input feature"
         remark = ", and padding them saves nothing" if pad_channels else ""
-        return f"{count} {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}{remark}"
+        return f"{count} input {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}{remark}"
+    count = module.weight.shape[0]
+    if pattern.transposable and count % pattern.m:
+        return f"{count} output {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}"
     if name not in probe.mac_counts:
         return "does not run when an image passes through the network"
     return None

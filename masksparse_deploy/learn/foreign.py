@@ -1,6 +1,7 @@
 """The import of a model that another tool made sparse: what its zeros are good for, and masks where they are usable."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,12 @@ def import_foreign(
     asked = NMPattern.parse(pattern) if pattern is not None else None
     if asked is not None and asked.n == asked.m:
         raise UsageError(f"pattern {asked} drops nothing, so every weight follows it; give one with N < M, as 2:4, or none")
+    if asked is not None and asked.transposable:
+        plain = replace(asked, transposable=False)
+        raise UsageError(
+            f"pattern {asked}: an import looks for zeros along one axis; give {plain}, bake the masks it finds, and ask "
+            "'masksparse lint --transposable' whether they hold along the other axis too"
+        )
     path = require_file(folder / model_options.weights, "checkpoint")
     model = build_model(model_options.factory, folder)
     foreign = read_foreign(read_state(path, model), model.state_dict().keys(), where=str(path))

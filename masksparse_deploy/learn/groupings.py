@@ -8,12 +8,14 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.foreign import Convention, Grouping, Zeros
 from masksparse_deploy.core.groups import count_kept
-from masksparse_deploy.core.patterns import MAX_M, NMPattern
+from masksparse_deploy.core.patterns import NMPattern
 
 __all__ = ["HARDWARE_PATTERN", "ZeroGroups", "find_groups"]
 
 # What sparse tensor cores multiply by.
 HARDWARE_PATTERN = NMPattern(n=2, m=4)
+# Larger groups are nobody's convention, and the more are tried, the more fit by chance.
+_LARGEST_M = 16
 # Fewer groups than this have something in common by chance.
 _TELLING_COUNT = 16
 
@@ -118,7 +120,7 @@ def _narrowest(kept: Kept, convention: Convention, input_axis: int) -> NMPattern
 
 def _other_pattern(kept: Kept, input_axis: int) -> tuple[Convention, NMPattern] | None:
     found: list[tuple[Convention, NMPattern]] = []
-    for m in range(2, MAX_M + 1):
+    for m in range(2, _LARGEST_M + 1):
         for convention in _conventions(kept, m, input_axis):
             counts = _counts(kept, convention, m, input_axis)
             n = int(counts.max())

@@ -1,9 +1,11 @@
 """The sparsifiers that the options ask for, put together from their parts."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -73,13 +75,31 @@ class Methods:
             seed=self.options.seed,
             progress=self.progress,
         )
-        if found:
-            check_unchanged(self.model, permute(self.model, found), self.train.images[:_CHECKED_COUNT])
+        if not found:
+            return found
+        permuted = permute(self.model, found)
+        # The search looks at the groups of input channels only.
+        if self.pattern.transposable and self._kept_share(permuted) <= self._kept_share(self.model):
+            return ()
+        check_unchanged(self.model, permuted, self.train.images[:_CHECKED_COUNT])
         return found
 
+    def _kept_share(self, model: nn.Module) -> float:
+        """What transposable masks keep of each layer's magnitude, summed over the layers."""
+        masks = self.transposable().sparsify(model, self.layers, self.train).masks
+        shares = 0.0
+        for name, mask in masks.items():
+            magnitude = model.get_parameter(name).detach().abs().double().numpy()
+            shares += float(magnitude[mask.keep].sum() / max(magnitude.sum(), np.finfo(np.float64).tiny))
+        return shares
+
     def magnitude(self) -> Sparsifier:
-        """The N largest |weight| of every group."""
-        return Magnitude(pattern=self.pattern)
+        """The N largest |weight| of every group, whatever that leaves in the columns of a tile."""
+        return Magnitude(pattern=dataclasses.replace(self.pattern, transposable=False))
+
+    def transposable(self) -> Sparsifier:
+        """The masks of the transposable pattern that keep the most magnitude."""
+        return Magnitude(pattern=self.pattern, solver=self.options.solver)
 
     def reestimated(self, inner: Sparsifier) -> Sparsifier:
         """`inner`, then batch-norm re-estimation."""
@@ -101,8 +121,8 @@ class Methods:
             MachineError: a device or a package is missing.
         """
         method = self.options.method
-        if method != "magnitude":
-            self.learned("scores" if method == "auto" else method).check(self.model, self.layers, self.train)
+        if method in ("auto", "scores", "gumbel"):
+            self.learned("gumbel" if method == "gumbel" else "scores").check(self.model, self.layers, self.train)
 
     def learned(self, method: Method) -> Learned:
         """Masks learned by gradient descent."""

@@ -130,9 +130,9 @@ def state_fingerprint(model: nn.Module) -> str:
     return fingerprint(_arrays(model.state_dict()))
 
 
-def weights_fingerprint(model: nn.Module) -> str:
-    """The digest of all floating-point parameters: unchanged by learning masks."""
-    return fingerprint(_arrays(dict(model.named_parameters())))
+def weights_fingerprint(model: nn.Module, replaced: Mapping[str, npt.NDArray[np.float32]] | None = None) -> str:
+    """The digest of all floating-point parameters, some `replaced` by new values: unchanged where masks leave them frozen."""
+    return fingerprint({**_arrays(dict(model.named_parameters())), **(replaced or {})})
 
 
 def _arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[np.floating]]:

@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share
 from masksparse_deploy.core.config import DataOptions, Gates, MaskOptions, ModelOptions
 from masksparse_deploy.core.files import make_folder
-from masksparse_deploy.core.masks import LayerMask, MaskSet
-from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.masks import MaskSet
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples, read_split
 from masksparse_deploy.learn.assignment import survey_assigned
@@ -25,6 +25,7 @@ from masksparse_deploy.learn.model import load_model, state_fingerprint, weights
 from masksparse_deploy.learn.permutation.apply import permute
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.processes import joined_processes
+from masksparse_deploy.learn.requested import requested_pattern
 from masksparse_deploy.learn.sparsifier import Outcome
 
 __all__ = ["CHECKPOINT", "MASKS", "REPORT", "learn"]
@@ -45,6 +46,8 @@ def learn(
     progress: Progress = silent,
 ) -> LearnReport:
     """Choose masks for a trained network, measure them and their baselines, write masks.safetensors and learn.json.
+
+    Weights stay frozen, but with the methods "adaprune" and "sparse-training", which bring new ones in the mask set.
 
     The same inputs, seed, PyTorch, thread and process count give the same bytes, also when learning was interrupted and
     continued. Under a launcher of several processes all of them call this, and the main one writes and shows progress.
@@ -93,7 +96,7 @@ def _learn(
     progress: Progress,
 ) -> tuple[MaskSet, LearnReport]:
     make_folder(out)
-    pattern = NMPattern.parse(mask_options.pattern)
+    pattern = requested_pattern(mask_options)
     model = load_model(model_options, folder)
     train, test = read_split(data_options, "train", folder), read_split(data_options, "test", folder)
     splits = {"train": train, "test": test}
@@ -152,7 +155,7 @@ def _learn(
         permutations=outcome.permutations,
         weights=outcome.weights,
     )
-    masked = tuple(_masked_layer(permuted, layer, outcome.masks[layer.weight_name]) for layer in survey.eligible)
+    masked = tuple(_masked_layer(permuted, layer, outcome) for layer in survey.eligible)
     masked_macs = sum(layer.mac_count for layer in masked)
     saved_macs = sum(layer.saved_mac_count(pattern) for layer in survey.eligible)
     report = LearnReport(
@@ -161,7 +164,8 @@ def _learn(
         mask_set_sha256=masks.digest,
         source_sha256=source_sha256,
         weights_sha256_before=weights_before,
-        weights_sha256_after=weights_fingerprint(model),
+        # Another order of channels is no other network; masks with new weights are for the network in the new order.
+        weights_sha256_after=weights_fingerprint(permuted if outcome.weights else model, outcome.weights),
         statistics_updated=bool(masks.statistics),
         layers=masked,
         skipped=survey.skipped,
@@ -175,6 +179,7 @@ def _learn(
         decided_on="test" if data_options.validation is None else "validation",
         recipe=choice.recipe,
         permutation_count=len(outcome.permutations),
+        changed_parameters=tuple(sorted(outcome.weights)),
     )
     return masks, report
 
@@ -190,8 +195,10 @@ def _in_order(model: nn.Module, outcome: Outcome) -> nn.Module:
     return permute(model, outcome.permutations) if outcome.permutations else model
 
 
-def _masked_layer(model: nn.Module, layer: EligibleLayer, mask: LayerMask) -> MaskedLayer:
-    magnitude = torch.abs(model.get_parameter(layer.weight_name).detach()).double().numpy()
+def _masked_layer(model: nn.Module, layer: EligibleLayer, outcome: Outcome) -> MaskedLayer:
+    mask, new = outcome.masks[layer.weight_name], outcome.weights.get(layer.weight_name)
+    weight = model.get_parameter(layer.weight_name).detach().double().numpy()
+    magnitude = np.abs(weight)
     total = float(magnitude.sum())
     return MaskedLayer(
         name=layer.name,
@@ -204,4 +211,11 @@ def _masked_layer(model: nn.Module, layer: EligibleLayer, mask: LayerMask) -> Ma
         kept_magnitude_share=float(magnitude[mask.keep].sum()) / total if total else 1.0,
         weight_count=layer.weight_count,
         mac_count=layer.mac_count,
+        weight_change=None if new is None else _relative_change(np.where(mask.keep, weight, 0), new),
     )
+
+
+def _relative_change(before: npt.NDArray[np.float64], after: npt.NDArray[np.float32]) -> float:
+    norm, distance = float(np.linalg.norm(before)), float(np.linalg.norm(after - before))
+    # What was all zero and is no longer has moved by all that it is.
+    return distance / norm if norm else float(distance > 0)

@@ -24,6 +24,7 @@ NAME = "block.shortcut.0.weight"
 LEARNED = LayerMask(
     weight_name=NAME, keep=np.tile([True, True, False, False], (16, 2))[..., None, None], group_axis=1, pattern=PATTERN
 )
+TRANSPOSABLE = NMPattern(n=2, m=4, transposable=True)
 ORDER = AxisPermutation(name="fc.weight", axis=0, order=np.array([1, 0]))
 
 
@@ -48,17 +49,18 @@ def decide(
     largest_drop: float = 1.0,
     network: Any = tiny_cnn,
     may_decide: bool = True,
+    pattern: NMPattern = PATTERN,
     **options: Any,
 ) -> Choice:
     """The choice when masks of that name classify so many of 1000 images correctly; other names must not be asked for."""
     model, train = network(), labelled_by_network(64, 1)
-    survey = survey_layers(model, probe_model(model, train.images.shape[1:]), pattern=PATTERN)
+    survey = survey_layers(model, probe_model(model, train.images.shape[1:]), pattern=pattern)
     methods = Methods(
         model=model,
         layers=survey.eligible,
         train=train,
         options=MaskOptions(calibration_count=32, batch_size=16, **options),
-        pattern=PATTERN,
+        pattern=pattern,
         may_decide=may_decide,
         device=torch.device("cpu"),
         out=Path(),
@@ -196,3 +198,52 @@ class TestMethods:
         monkeypatch.setattr(Methods, "permutations", ())
         choice = decide({}, method="scores", permute=True, recalibrate=False)
         assert names(choice.tried) == ["magnitude", "magnitude + batch norm", "scores"]
+
+    @pytest.mark.parametrize("method", ["transposable", "magnitude"])
+    def test_transposable_masks_stand_beside_those_that_are_free_in_the_columns(self, method: str) -> None:
+        choice = decide({}, method=method, pattern=TRANSPOSABLE)
+        assert names(choice.tried) == ["magnitude", "transposable", "transposable + batch norm"]
+        patterns = [{str(mask.pattern) for mask in candidate.outcome.masks.values()} for candidate in choice.tried]
+        assert patterns == [{"2:4"}, {"T2:4"}, {"T2:4"}]
+        choice = decide({}, method=method, pattern=TRANSPOSABLE, batch_norm=False)
+        assert names(choice.tried) == ["transposable + batch norm", "magnitude", "transposable"]
+
+    def test_transposable_masks_are_found_in_a_new_order_of_channels(self) -> None:
+        choice = decide({}, method="transposable", pattern=TRANSPOSABLE, permute=True)
+        assert names(choice.tried) == [
+            "magnitude",
+            "transposable",
+            "transposable + permutation",
+            "transposable + permutation + batch norm",
+        ]
+
+
+def test_an_order_that_transposable_masks_keep_less_in_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def order(*channels: int) -> tuple[AxisPermutation, ...]:
+        places = np.array(channels)
+        return (
+            AxisPermutation(name="conv1.weight", axis=0, order=places),
+            AxisPermutation(name="conv1.bias", axis=0, order=places),
+            AxisPermutation(name="conv2.weight", axis=1, order=places),
+        )
+
+    model = shallow_net()
+    with torch.no_grad():
+        # What is large is kept in either order. In the one below it fills tiles of its own, and the others are free to keep the
+        # largest of the small; in the order given it leaves each tile one way to keep the rest.
+        model.conv2.weight.mul_(0.01)
+        for outputs, channels in (((0, 1, 4, 5), (0, 1)), ((2, 3, 6, 7), (4, 5))):
+            for row in outputs:
+                model.conv2.weight[row, list(channels)] = 1.0
+
+    def keeps(*channels: int) -> bool:
+        found = order(*channels)
+        monkeypatch.setattr("masksparse_deploy.learn.methods.find_permutations", lambda *arguments, **options: found)
+        choice = decide({}, method="transposable", pattern=TRANSPOSABLE, permute=True, network=lambda: model)
+        return names(choice.tried)[-1] == "transposable + permutation"
+
+    assert keeps(0, 1, 4, 5, 2, 3, 6, 7)
+    with torch.no_grad():
+        model.conv2.weight.copy_(model.conv2.weight[:, [0, 1, 4, 5, 2, 3, 6, 7]])
+    # Back again is worse.
+    assert not keeps(0, 1, 4, 5, 2, 3, 6, 7)

@@ -189,3 +189,21 @@ def test_probing_changes_nothing() -> None:
     probe_model(model, SHAPE)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+def test_transposable_masks_need_whole_tiles() -> None:
+    found = survey(Zoo(), NMPattern(n=2, m=4, transposable=True), include=("*", "hid*"))
+    assert names(found) == ["plain", "hidden"]
+    reasons = {layer.name: layer.reason for layer in found.skipped}
+    assert reasons["head"] == "10 output features, not a multiple of 4"
+    assert reasons["stem"] == "3 input channels, not a multiple of 4"
+    with pytest.raises(
+        UsageError, match=re.escape("cannot carry a T2:4 mask: 10 output features, not a multiple of 4; remove it")
+    ):
+        survey(Zoo(), NMPattern(n=2, m=4, transposable=True), include=("head",))
+
+
+def test_channels_are_not_padded_for_transposable_masks() -> None:
+    message = "mask.pad_channels fills groups of input channels, and a T2:4 mask needs whole tiles of 4 x 4 channels; remove it"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        survey(Zoo(), NMPattern(n=2, m=4, transposable=True), pad_channels=True)

@@ -242,3 +242,21 @@ def test_masks_come_with_the_order_of_channels_that_they_are_measured_in(folder:
         correct = int((model(torch.from_numpy(test["images"])).argmax(1).numpy() == test["labels"]).sum())
     assert report.accuracies[-1].correct == correct
     assert report.accuracies[-1].method == "magnitude + permutation + batch norm"
+
+
+def test_transposable_masks_are_reported_as_such(folder: Path) -> None:
+    report = run(folder, MASK.model_copy(update={"method": "transposable"}))
+    assert [a.method for a in report.accuracies] == ["dense", "magnitude", "transposable", "transposable + batch norm"]
+    assert report.pattern == "T2:4"
+    assert [layer.pattern for layer in report.layers] == ["T2:4"] * 3
+    assert report.weights_sha256_before == report.weights_sha256_after
+    assert report.changed_parameters == ()
+    assert {layer.weight_change for layer in report.layers} == {None}
+    masks = read_mask_set(folder / "out" / MASKS)
+    assert masks.method == "transposable + batch norm"
+    assert not masks.weights
+    for mask in masks.layers.values():
+        assert mask.pattern.count_violations(mask.keep, group_axis=1) == 0
+    # Of the same network, free masks keep more.
+    free = run(folder, MASK.model_copy(update={"method": "magnitude"}), out="free")
+    assert all(a.kept_magnitude_share < b.kept_magnitude_share for a, b in zip(report.layers, free.layers, strict=True))

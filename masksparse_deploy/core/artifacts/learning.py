@@ -11,7 +11,9 @@ class MaskedLayer(Record):
     """A layer that carries a mask.
 
     `shape` is the weight's, (out_channels, in_channels, kernel_h, kernel_w) for a convolution; `kept_magnitude_share` is
-    sum |kept weights| / sum |weights|; `mac_count` counts multiply-accumulates for one input sample, zeros included.
+    sum |kept weights| / sum |weights| of the trained weights; `mac_count` counts multiply-accumulates for one input sample,
+    zeros included. `weight_change` is how far a method moved the kept weights, ||W' - keep W|| / ||keep W|| in the Frobenius
+    norm for the trained W and the new W'; None where the weights stay frozen.
     """
 
     name: str
@@ -23,6 +25,7 @@ class MaskedLayer(Record):
     kept_magnitude_share: float
     weight_count: int
     mac_count: int
+    weight_change: float | None = None
 
 
 class MethodAccuracy(Record):
@@ -66,7 +69,9 @@ class LearnReport(Document):
     """What was masked, what was not and why, and what it did to the accuracy.
 
     `accuracies` starts with "dense", then the baselines, and ends with the method whose masks were kept.
-    `weights_sha256_before` and `_after` are fingerprints of all parameters: equal, because weights stay frozen.
+    `weights_sha256_before` is the fingerprint of all trained parameters, `_after` that of the network which the masks are for:
+    equal for methods that keep weights frozen. `changed_parameters` are those that the method gave new values, by name, masked
+    weights and others; empty where all are frozen.
     `decided_on` names the images that choices were made on; made on the test images, accuracies on these are optimistic.
     `recipe` has the steps of method "auto" in their order, "dense" first; empty otherwise. `permutation_count` is the number of
     tensor axes in a new order.
@@ -95,3 +100,4 @@ class LearnReport(Document):
     decided_on: Literal["validation", "test"] = "test"
     recipe: tuple[Stage, ...] = ()
     permutation_count: int = 0
+    changed_parameters: tuple[str, ...] = ()
