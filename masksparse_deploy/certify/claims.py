@@ -8,8 +8,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.recursion import LastLayer, Propagation
-from masksparse_deploy.core.artifacts.certificate import Claim, LayerBound
+from masksparse_deploy.certify.propagation import LastLayer, Propagation
+from masksparse_deploy.core.artifacts.certificate import (
+    DATA_FREE,
+    END_TO_END,
+    HYBRID,
+    LAYERWISE,
+    MEASURED_NORMS,
+    MEASURED_RESIDUALS,
+    Claim,
+    LayerBound,
+)
 
 __all__ = [
     "certified_by_margin",
@@ -19,13 +28,25 @@ __all__ = [
     "layerwise_claim",
     "rounded_up",
     "sample_claim",
+    "smallest",
 ]
 
 Array = npt.NDArray[Any]
 
-LAYERWISE = "layerwise"
-DATA_FREE = "end-to-end, data-free"
-SAMPLES = "end-to-end, these samples"
+_METHODS = {
+    MEASURED_NORMS: (
+        "recursion over the graph: at each layer the operator norm times the distance so far, plus the operator norm of what "
+        "was changed times the measured norm of the dense network's activations"
+    ),
+    MEASURED_RESIDUALS: (
+        "recursion over the graph: at each layer the operator norm times the distance so far, plus the measured effect of the "
+        "changed weights on the dense network's activations"
+    ),
+    HYBRID: (
+        "recursion over the graph: at each layer the operator norm times the distance so far, plus the measured effect of the "
+        "changed weights on the dense network's activations; the smaller of the l2 and the elementwise form"
+    ),
+}
 
 _EXACT = "The networks are computed in exact real arithmetic; rounding by an engine comes on top."
 _SLACK = "Bounds are computed in float64 and enlarged by a relative 1e-9 for each operator to allow for its rounding."
@@ -48,8 +69,8 @@ def certified_by_margin(logits: Array, bounds: Array) -> npt.NDArray[np.bool_]:
     return certified
 
 
-def certified_by_pairs(logits: Array, last: LastLayer) -> npt.NDArray[np.bool_]:
-    """The same from the last layer's weights w~: never weaker at equal bounds of the layer's input.
+def certified_by_pairs(logits: Array, last: LastLayer, claim: str) -> npt.NDArray[np.bool_]:
+    """The same from the last layer's weights w~ and the bounds of `claim` for its input: never weaker where those are equal.
 
     With c the dense network's class, z' = f~_last(x_dense) and e the bound of the layer's input distance, the class is
     certified if z'_c - z'_j > ||w~_c - w~_j|| e for every other class j.
@@ -58,7 +79,7 @@ def certified_by_pairs(logits: Array, last: LastLayer) -> npt.NDArray[np.bool_]:
     samples = np.arange(len(logits))
     gaps = last.outputs[samples, classes][:, None] - last.outputs
     distances = np.linalg.norm(last.rows[classes][:, None, :] - last.rows[None, :, :], axis=2)
-    holds = gaps > distances * last.input_bounds[:, None]
+    holds = gaps > distances * last.input_bounds[claim][:, None]
     holds[samples, classes] = True
     certified: npt.NDArray[np.bool_] = holds.all(axis=1)
     return certified
@@ -119,36 +140,40 @@ def data_free_claim(bound: float, *, radius: float, run: Propagation, data_sha25
     )
 
 
-def sample_claim(run: Propagation, *, data_sha256: str) -> Claim:
-    """For each of the samples that were propagated."""
-    count = len(run.bounds)
+def sample_claim(name: str, run: Propagation, *, data_sha256: str) -> Claim:
+    """The claim called `name` for each of the samples that were propagated; `run` has bounds for it."""
+    bounds = run.bounds[name]
+    count = len(bounds)
     measured = _distances(run)
-    _check(run.bounds, measured)
-    certified = certified_by_margin(run.dense, run.bounds)
+    _check(bounds, measured)
+    certified = certified_by_margin(run.dense, bounds)
     if run.last_layer is not None:
-        certified |= certified_by_pairs(run.dense, run.last_layer)
+        certified |= certified_by_pairs(run.dense, run.last_layer, name)
     moved = measured > 0
-    ratios = run.bounds[moved] / measured[moved]
+    ratios = bounds[moved] / measured[moved]
     remark = (
         f" Over the samples the bound is {np.median(ratios):.3g} times the measured distance (median)." if moved.any() else ""
     )
     return _end_to_end(
         run,
-        name=SAMPLES,
+        name=name,
         statement=(
             f"For each of the first {count} samples of the data set, the l2 distance between the outputs of the dense and the "
-            f"sparse network is at most that sample's own bound; the largest is {rounded_up(run.bounds.max()):.6g}."
+            f"sparse network is at most that sample's own bound; the largest is {rounded_up(bounds.max()):.6g}."
         ),
-        bound=float(run.bounds.max()),
+        bound=float(bounds.max()),
         measured=float(measured.max()),
         certified=certified,
-        method=(
-            "recursion over the graph: at each layer the operator norm times the distance so far plus the measured effect of "
-            "the changed weights on the dense network's activations; the smaller of the l2 and the elementwise form"
-        ),
+        method=_METHODS[name],
         assumptions=(_EXACT, _NORMS, _SLACK, f"The samples are the first {count} of the data set {data_sha256}."),
         remark=remark,
     )
+
+
+def smallest(claims: Sequence[Claim]) -> str | None:
+    """The name of the end-to-end claim with the smallest bound, the first of those that are equal; None if none has a bound."""
+    bounds = {claim.name: claim.bound for claim in claims if claim.name in END_TO_END and claim.bound is not None}
+    return min(bounds, key=lambda name: bounds[name], default=None)
 
 
 def inconclusive_claim(name: str, detail: str) -> Claim:

@@ -1,26 +1,32 @@
-"""The network recursion: how far the sparse network's tensors can be from the dense network's, sample by sample.
+"""The network recursions: how far the sparse network's tensors can be from the dense network's, sample by sample.
 
-For every tensor two bounds are carried, of the l2 distance and of each element's distance. At a node with dense function f
-and sparse function f~, ||f(x) - f~(x~)|| <= Lip(f~) ||x - x~|| + ||f(x) - f~(x)||, the last term evaluated on the dense x.
+At a node with dense function f and sparse function f~, ||f(x) - f~(x~)|| <= Lip(f~) ||x - x~|| + ||f(x) - f~(x)||. Three
+recursions are carried side by side, which differ in the last term and in what else they use; certificates call them
+
+- measured norms: the last term is at most Lip(f - f~) ||x|| + ||(f - f~)(0)||, with ||x|| measured in the dense network;
+- measured residuals: the last term is evaluated on the dense network's x;
+- hybrid: so it is, and a bound of each element's distance is carried beside; at every tensor the smaller of the two counts.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.certify.changes import at_zero, change_factor
 from masksparse_deploy.certify.elementwise import enlarge
-from masksparse_deploy.certify.lipschitz import NoRuleError, lipschitz_rule, variable_tensors
+from masksparse_deploy.certify.lipschitz import NoRuleError, Rule, lipschitz_rule, variable_tensors
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair
+from masksparse_deploy.certify.propagation import LastLayer, Propagation, joined
+from masksparse_deploy.core.artifacts.certificate import HYBRID, MEASURED_NORMS, MEASURED_RESIDUALS
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.graph.evaluate import Evaluation
 from masksparse_deploy.graph.model import Node
 from masksparse_deploy.graph.nodes import apply_node
 
-__all__ = ["LastLayer", "Propagation", "propagate"]
+__all__ = ["ROUNDING", "propagate"]
 
 Array = npt.NDArray[Any]
 
@@ -33,45 +39,15 @@ _CHUNK = 50
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LastLayer:
-    """What the pairwise form of the margin test needs, if the network ends in a product with a constant matrix.
+class _Distance:
+    """Bounds of the distance of one tensor in the two networks: l2 (count,) by claim, and of each element (count, ...)."""
 
-    Attributes:
-        rows: float64 (classes, features), the sparse file's weight.
-        input_bounds: float64 (count,), bound of the l2 distance of the layer's input.
-        outputs: float64 (count, classes), the sparse layer applied to the dense network's features.
-    """
-
-    rows: Array
-    input_bounds: Array
-    outputs: Array
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Propagation:
-    """The recursion's result for a batch of samples.
-
-    Attributes:
-        bounds: float64 (count,), of the l2 distance between the dense and the sparse output; inf where there is no rule.
-        dense: float64 (count, classes), output of the dense network.
-        sparse: the same of the sparse network.
-        gains: node name -> float64 (count,), ||f(x) - f~(x)|| / ||x|| without biases, for weighted nodes that differ.
-        shapes: of all variable tensors, without the count.
-        missing: operators without a rule, as they are used, sorted.
-        last_layer: None if the network ends in something else than Gemm or MatMul.
-    """
-
-    bounds: Array
-    dense: Array
-    sparse: Array
-    gains: dict[str, Array]
-    shapes: dict[str, tuple[int, ...]]
-    missing: tuple[str, ...]
-    last_layer: LastLayer | None
+    l2: dict[str, Array]
+    elements: Array
 
 
 def propagate(pair: Pair, images: Array, norms: NormCache, *, progress: Progress) -> Propagation:
-    """Run the recursion; both graphs must have one input that `images` (count, ...) fits, and one output.
+    """Run the recursions; both graphs must have one input that `images` (count, ...) fits, and one output.
 
     Raises:
         AssertionError: a measured distance exceeds its bound, which means that this module is wrong.
@@ -84,7 +60,7 @@ def propagate(pair: Pair, images: Array, norms: NormCache, *, progress: Progress
             walk.step(dense_node, sparse_node)
         parts.append(walk.result())
     progress("bounding the network's deviation", len(images), len(images))
-    return _joined(parts)
+    return joined(parts)
 
 
 class _Walk:
@@ -100,38 +76,43 @@ class _Walk:
         self._count = len(images)
         self._dense = Evaluation(pair.dense, images, keep=[self._output])
         self._sparse = Evaluation(pair.sparse, images, keep=[self._output])
-        # name -> (l2 bound (count,), elementwise bound (count, ...)), or None where a rule was missing
-        self._bounds: dict[str, tuple[Array, Array] | None] = {
-            name: (np.zeros(self._count), np.zeros(images.shape, dtype=np.float64))
+        equal = dict.fromkeys((MEASURED_NORMS, MEASURED_RESIDUALS, HYBRID), np.zeros(self._count))
+        # None where a rule was missing; without the norms' recursion where only that one has none
+        self._bounds: dict[str, _Distance | None] = {
+            name: _Distance(l2=equal, elements=np.zeros(images.shape, dtype=np.float64))
         }
         self._shapes: dict[str, tuple[int, ...]] = {name: images.shape[1:]}
         self._gains: dict[str, Array] = {}
         self._missing: set[str] = set()
+        self._missing_norms: set[str] = set()
         self._last: LastLayer | None = None
 
     def step(self, dense: Node, sparse: Node) -> None:
         """Compute one node in both networks, the difference its weights make, and the bounds of its output."""
         name = dense.outputs[0]
-        change = self._change(dense, sparse) if name in self._variables else None
+        is_variable = name in self._variables
+        change = self._change(dense, sparse) if is_variable else None
+        size = _row_norms(self._dense.values[dense.inputs[0]]) if change is not None else np.zeros(0)
         known = {key: self._bounds[key] for key in dense.inputs if key in self._bounds}
         result = self._dense.step(dense)
         self._sparse.step(sparse)
         self._bounds = {key: value for key, value in self._bounds.items() if key in self._dense.values}
-        if name not in self._variables:
+        if not is_variable:
             return
         self._shapes[name] = result.shape[1:]
-        self._bounds[name] = self._bound(sparse, known, change, result)
+        self._bounds[name] = self._bound(dense, sparse, known, change, size, result)
 
     def result(self) -> Propagation:
         """The bounds of the output, once all nodes are done."""
         final = self._bounds[self._output]
         return Propagation(
-            bounds=np.full(self._count, np.inf) if final is None else final[0],
+            bounds={} if final is None else final.l2,
             dense=self._dense.values[self._output],
             sparse=self._sparse.values[self._output],
             gains=self._gains,
             shapes=self._shapes,
             missing=tuple(sorted(self._missing)),
+            missing_norms=tuple(sorted(self._missing_norms)),
             last_layer=self._last,
         )
 
@@ -156,32 +137,60 @@ class _Walk:
         return linear if bias is None or not bias.any() else apply_node(dense, [source, weight, bias], batch=self._batch)
 
     def _bound(
-        self, node: Node, known: dict[str, tuple[Array, Array] | None], change: Array | None, result: Array
-    ) -> tuple[Array, Array] | None:
-        name = node.outputs[0]
+        self,
+        dense: Node,
+        sparse: Node,
+        known: dict[str, _Distance | None],
+        change: Array | None,
+        size: Array,
+        result: Array,
+    ) -> _Distance | None:
         try:
             if result.shape[:1] != (self._count,):
-                raise NoRuleError(f"{node.op} across samples")
-            rule = lipschitz_rule(node, self._pair.sparse, self._variables, self._shapes, self._norms)
+                raise NoRuleError(f"{sparse.op} across samples")
+            rule = lipschitz_rule(sparse, self._pair.sparse, self._variables, self._shapes, self._norms)
         except NoRuleError as error:
             self._missing.add(str(error))
             return None
         distances = {key: value for key, value in known.items() if value is not None}
         if len(distances) < len(known):
             return None
-        inputs = [distances[key] for key in node.inputs if key in distances]
-        total = rule.combine([l2 for l2, _ in inputs])
-        elements = {key: element for key, (_, element) in distances.items()}
-        element = enlarge(node, self._pair.sparse, elements, result.shape, self._batch)
+        inputs = [distances[key] for key in sparse.inputs if key in distances]
+        elements = {key: distance.elements for key, distance in distances.items()}
+        element = enlarge(sparse, self._pair.sparse, elements, result.shape, self._batch)
+        l2 = self._combined(rule, inputs)
         if change is not None:
-            total = total + _row_norms(change)
             element = element + np.abs(change)
-        total = np.minimum(total, _row_norms(element)) * ROUNDING
-        element = np.minimum(element * ROUNDING, total.reshape(-1, *(1,) * (element.ndim - 1)))
-        self._check(node, result, total)
-        if name == self._output and node.op in ("Gemm", "MatMul"):
-            self._last = self._last_layer(node, inputs[0][0], result if change is None else result - change)
-        return total, element
+            moved = _row_norms(change)
+            l2[MEASURED_RESIDUALS] = l2[MEASURED_RESIDUALS] + moved
+            l2[HYBRID] = l2[HYBRID] + moved
+            self._add_norm_change(l2, dense, sparse, size)
+        l2[HYBRID] = np.minimum(l2[HYBRID], _row_norms(element))
+        l2 = {claim: bounds * ROUNDING for claim, bounds in l2.items()}
+        element = np.minimum(element * ROUNDING, l2[HYBRID].reshape(-1, *(1,) * (element.ndim - 1)))
+        for bounds in l2.values():
+            self._check(sparse, result, bounds)
+        if sparse.outputs[0] == self._output and sparse.op in ("Gemm", "MatMul"):
+            self._last = self._last_layer(sparse, inputs[0].l2, result if change is None else result - change)
+        return _Distance(l2=l2, elements=element)
+
+    def _combined(self, rule: Rule, inputs: list[_Distance]) -> dict[str, Array]:
+        """What the distances of the inputs become, for the claims that all of them have."""
+        claims = [claim for claim in inputs[0].l2 if all(claim in distance.l2 for distance in inputs)]
+        return {claim: rule.combine([distance.l2[claim] for distance in inputs]) for claim in claims}
+
+    def _add_norm_change(self, l2: dict[str, Array], dense: Node, sparse: Node, size: Array) -> None:
+        """Add Lip(f - f~) ||x|| + ||(f - f~)(0)|| to the recursion that measures norms, or end it where there is no rule."""
+        if MEASURED_NORMS not in l2:
+            return
+        try:
+            factor = change_factor(dense, self._pair, self._shapes, self._norms)
+        except NoRuleError as error:
+            self._missing_norms.add(str(error))
+            del l2[MEASURED_NORMS]
+            return
+        offset = at_zero(dense, self._pair.dense, self._shapes) - at_zero(sparse, self._pair.sparse, self._shapes)
+        l2[MEASURED_NORMS] = l2[MEASURED_NORMS] + factor * size + float(np.linalg.norm(offset))
 
     def _check(self, node: Node, result: Array, bounds: Array) -> None:
         measured = _row_norms(result - self._sparse.values[node.outputs[0]])
@@ -192,7 +201,7 @@ class _Walk:
                 f"the bound {bounds[worst]:.9g} of {node.op} {node.name!r} is below the measured {measured[worst]:.9g}"
             )
 
-    def _last_layer(self, node: Node, input_bounds: Array, outputs: Array) -> LastLayer:
+    def _last_layer(self, node: Node, input_bounds: dict[str, Array], outputs: Array) -> LastLayer:
         weight = self._sparse.values[node.inputs[1]] * node.attributes.get("alpha", 1.0)
         rows = weight if node.attributes.get("transB", 0) else weight.T
         return LastLayer(rows=rows, input_bounds=input_bounds, outputs=outputs)
@@ -201,24 +210,3 @@ class _Walk:
 def _row_norms(x: Array) -> Array:
     norms: Array = np.linalg.norm(x.reshape(len(x), -1), axis=1)
     return norms
-
-
-def _joined(parts: Sequence[Propagation]) -> Propagation:
-    first = parts[0]
-    last = [part.last_layer for part in parts if part.last_layer is not None]
-    joined_last = None
-    if last:
-        joined_last = LastLayer(
-            rows=last[0].rows,
-            input_bounds=np.concatenate([part.input_bounds for part in last]),
-            outputs=np.concatenate([part.outputs for part in last]),
-        )
-    return Propagation(
-        bounds=np.concatenate([part.bounds for part in parts]),
-        dense=np.concatenate([part.dense for part in parts]),
-        sparse=np.concatenate([part.sparse for part in parts]),
-        gains={name: np.concatenate([part.gains[name] for part in parts]) for name in first.gains},
-        shapes=first.shapes,
-        missing=first.missing,
-        last_layer=joined_last,
-    )

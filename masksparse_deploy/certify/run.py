@@ -6,21 +6,21 @@ from pathlib import Path
 import numpy as np
 
 from masksparse_deploy.certify.claims import (
-    DATA_FREE,
-    SAMPLES,
     data_free_claim,
     inconclusive_claim,
     layerwise_claim,
     rounded_up,
     sample_claim,
+    smallest,
 )
 from masksparse_deploy.certify.data_free import data_free_bound
 from masksparse_deploy.certify.layers import known_shapes, layer_bound
 from masksparse_deploy.certify.lipschitz import NoRuleError
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair, read_pair
-from masksparse_deploy.certify.recursion import Propagation, propagate
-from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, LayerBound
+from masksparse_deploy.certify.propagation import Propagation
+from masksparse_deploy.certify.recursion import propagate
+from masksparse_deploy.core.artifacts.certificate import DATA_FREE, END_TO_END, Certificate, Claim, LayerBound
 from masksparse_deploy.core.config import CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.progress import Progress, silent
@@ -29,6 +29,8 @@ from masksparse_deploy.graph.evaluate import require_images, unsupported_operato
 from masksparse_deploy.graph.twins import masked_layers
 
 __all__ = ["certify"]
+
+_OVERFLOW = "The bound is beyond the largest 64-bit number: the network is too deep for it."
 
 
 def certify(
@@ -65,15 +67,18 @@ def certify(
     run = None if missing else propagate(pair, samples.first(options.sample_count).images, norms, progress=progress)
     shapes = known_shapes(pair.dense) if run is None else dict(run.shapes)
     layers = _layers(pair, shapes, norms, progress)
-    return Certificate(
+    claims = (
+        layerwise_claim(layers, {} if run is None else run.gains),
+        *_end_to_end_claims(pair, run, missing, samples, norms),
+    )
+    return Certificate.sealed(
         dense_sha256=pair.dense.sha256,
         sparse_sha256=pair.sparse.sha256,
         data_sha256=samples.digest,
+        grid=options.grid,
         layers=layers,
-        claims=(
-            layerwise_claim(layers, {} if run is None else run.gains),
-            *_end_to_end_claims(pair, run, missing, samples, norms),
-        ),
+        claims=claims,
+        smallest=smallest(claims),
         unsupported=missing if run is None else run.missing,
     )
 
@@ -101,30 +106,42 @@ def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, pr
 
 def _end_to_end_claims(
     pair: Pair, run: Propagation | None, missing: tuple[str, ...], samples: Samples, norms: NormCache
-) -> tuple[Claim, Claim]:
+) -> tuple[Claim, ...]:
     if run is None or run.missing:
         names = ", ".join(missing if run is None else run.missing)
         reason = f"The network recursion has no rule for {names}; only the layerwise claim holds for this network."
-        return inconclusive_claim(DATA_FREE, reason), inconclusive_claim(SAMPLES, reason)
+        return tuple(inconclusive_claim(name, reason) for name in END_TO_END)
     if run.dense.ndim != 2 or run.dense.shape[1] < 2:
         reason = (
             f"The output has the shape {run.dense.shape[1:]} for each sample, not (classes,): there is no class to certify."
         )
-        return inconclusive_claim(DATA_FREE, reason), inconclusive_claim(SAMPLES, reason)
+        return tuple(inconclusive_claim(name, reason) for name in END_TO_END)
+    return (
+        _data_free(pair, run, samples, norms),
+        *(_per_sample(name, run, samples.digest) for name in END_TO_END if name != DATA_FREE),
+    )
+
+
+def _data_free(pair: Pair, run: Propagation, samples: Samples, norms: NormCache) -> Claim:
     flat = samples.images.reshape(len(samples), -1)
     # for the printed radius, which the statement is about
     radius = rounded_up(max(float(np.linalg.norm(image.astype(np.float64))) for image in flat))
     try:
         bound = data_free_bound(pair, radius=radius, shapes=run.shapes, norms=norms)
     except NoRuleError as error:
-        data_free = inconclusive_claim(DATA_FREE, f"There is no data-free rule for {error}.")
-    else:
-        data_free = (
-            data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
-            if math.isfinite(bound)
-            else inconclusive_claim(DATA_FREE, "The bound is beyond the largest 64-bit number: the network is too deep for it.")
-        )
-    return data_free, sample_claim(run, data_sha256=samples.digest)
+        return inconclusive_claim(DATA_FREE, f"There is no data-free rule for {error}.")
+    if not math.isfinite(bound):
+        return inconclusive_claim(DATA_FREE, _OVERFLOW)
+    return data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
+
+
+def _per_sample(name: str, run: Propagation, data_sha256: str) -> Claim:
+    if name not in run.bounds:
+        reasons = ", ".join(run.missing_norms)
+        return inconclusive_claim(name, f"From measured norms alone there is no rule for {reasons}.")
+    if not np.isfinite(run.bounds[name]).all():
+        return inconclusive_claim(name, _OVERFLOW)
+    return sample_claim(name, run, data_sha256=data_sha256)
 
 
 def _require_finite(pair: Pair, dense_path: Path, sparse_path: Path) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
 from masksparse_deploy.core.artifacts.document import Verdict
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
@@ -118,7 +118,7 @@ def _proof(validation: ValidationReport | None, certificate: Certificate | None)
     layers = validation.layers
     within = sum(layer.verdict == "pass" for layer in layers)
     notes = ["changed layers stay within a bound that is proved, not estimated"] if layers else ["no layer was compared"]
-    notes += [f"{claim.name}: {claim.status}" for claim in certificate.claims if claim.name.startswith("end-to-end")]
+    notes += [f"{claim.name}: {claim.status}" for claim in certificate.claims if claim.name in END_TO_END]
     tone: Tone = "good" if layers and within == len(layers) else "open"
     if any(layer.verdict == "fail" for layer in layers):
         tone = "bad"

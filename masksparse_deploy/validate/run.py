@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from masksparse_deploy.core.artifacts.baking import BakeReport
-from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.progress import Progress, silent
@@ -36,9 +36,6 @@ __all__ = ["validate"]
 
 LAYERWISE_COUNT = 64
 LAYERS_ENGINE = "sparse-layers"
-
-# Claims of the certificate about the network's outputs; the others are about single layers.
-_END_TO_END = "end-to-end"
 _STEPS = 6
 
 
@@ -159,7 +156,7 @@ def _claim_checks(dense: Deployed, sparse: Deployed, certificate: Certificate) -
     """The certificate's claims about the network's outputs, on those of its samples that there are references for."""
     checks = []
     for claim in certificate.claims:
-        if not claim.name.startswith(_END_TO_END):
+        if claim.name not in END_TO_END:
             continue
         count = claim.sample_count or 0
         own = {dense.samples.digest, dense.samples.first(count or None).digest}

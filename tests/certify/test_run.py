@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from masksparse_deploy.certify import claims
 from masksparse_deploy.certify.run import certify
-from masksparse_deploy.core.artifacts.certificate import Certificate, Claim
+from masksparse_deploy.core.artifacts.certificate import DATA_FREE, END_TO_END, HYBRID, LAYERWISE, Certificate, Claim
 from masksparse_deploy.core.config import CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.samples import Samples
@@ -88,10 +88,10 @@ def test_biases_and_scaled_weights_are_in_the_layer_bound(tmp_path: Path) -> Non
     assert layer.difference_norm != layer.removed_norm
 
 
-def test_three_claims_with_statement_method_and_assumptions(paths: tuple[Path, Path]) -> None:
+def test_five_claims_with_statement_method_and_assumptions(paths: tuple[Path, Path]) -> None:
     samples = make_samples()
     certificate = certify(*paths, samples, OPTIONS)
-    assert [claim.name for claim in certificate.claims] == [claims.LAYERWISE, claims.DATA_FREE, claims.SAMPLES]
+    assert [claim.name for claim in certificate.claims] == [LAYERWISE, *END_TO_END]
     assert certificate.unsupported == ()
     assert certificate.data_sha256 == samples.digest
     for claim in certificate.claims:
@@ -101,15 +101,17 @@ def test_three_claims_with_statement_method_and_assumptions(paths: tuple[Path, P
         assert claim.statement.endswith(".")
         assert any("exact real arithmetic" in text for text in claim.assumptions)
     found = by_name(certificate)
-    assert found[claims.LAYERWISE].status == "useful"
-    assert found[claims.SAMPLES].sample_count == 12
-    assert any(samples.digest in text for text in found[claims.SAMPLES].assumptions)
-    bound, data_free = found[claims.SAMPLES].bound, found[claims.DATA_FREE].bound
-    assert bound is not None and data_free is not None and bound < data_free
+    assert found[LAYERWISE].status == "useful"
+    assert found[HYBRID].sample_count == 12
+    assert any(samples.digest in text for text in found[HYBRID].assumptions)
+    bounds = [found[name].bound or 0.0 for name in END_TO_END]
+    assert bounds == sorted(bounds, reverse=True) and bounds[-1] < bounds[0]
+    assert certificate.smallest == next(name for name in END_TO_END if found[name].bound == bounds[-1])
+    assert certificate.grid == 8
 
 
 def test_a_bound_that_certifies_no_sample_is_called_vacuous(paths: tuple[Path, Path]) -> None:
-    claim = by_name(certify(*paths, make_samples(), OPTIONS))[claims.SAMPLES]
+    claim = by_name(certify(*paths, make_samples(), OPTIONS))[HYBRID]
     assert claim.certified_count == 0
     assert claim.status == "vacuous"
     assert "Vacuous: true, but it proves of none of the 12 samples that its predicted class stays" in claim.detail
@@ -119,10 +121,10 @@ def test_a_bound_that_certifies_no_sample_is_called_vacuous(paths: tuple[Path, P
 def test_a_small_change_is_certified(tmp_path: Path) -> None:
     paths = write_pair(tmp_path, nudged(residual_pair(), 1e-4))
     found = by_name(certify(*paths, make_samples(), OPTIONS))
-    assert found[claims.SAMPLES].status == "useful"
-    assert (found[claims.SAMPLES].certified_count or 0) >= 6
-    assert "of 12 samples that masking does not change the predicted class" in found[claims.SAMPLES].detail
-    assert found[claims.DATA_FREE].sample_count == 12
+    assert found[HYBRID].status == "useful"
+    assert (found[HYBRID].certified_count or 0) >= 6
+    assert "of 12 samples that masking does not change the predicted class" in found[HYBRID].detail
+    assert found[DATA_FREE].sample_count == 12
 
 
 def test_files_that_are_equal(tmp_path: Path) -> None:
@@ -130,10 +132,11 @@ def test_files_that_are_equal(tmp_path: Path) -> None:
     certificate = certify(*write_pair(tmp_path, (dense, dense)), make_samples(), OPTIONS)
     found = by_name(certificate)
     assert certificate.layers == ()
-    assert found[claims.LAYERWISE].status == "inconclusive"
-    assert found[claims.LAYERWISE].detail.endswith("nothing is masked.")
-    assert (found[claims.SAMPLES].bound, found[claims.SAMPLES].tightness) == (0.0, None)
-    assert found[claims.SAMPLES].certified_count == 12
+    assert found[LAYERWISE].status == "inconclusive"
+    assert found[LAYERWISE].detail.endswith("nothing is masked.")
+    assert (found[HYBRID].bound, found[HYBRID].tightness) == (0.0, None)
+    assert found[HYBRID].certified_count == 12
+    assert certificate.smallest == DATA_FREE  # of equal bounds the one that holds for most
 
 
 def small_network(*operators: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
@@ -158,10 +161,10 @@ def test_an_operator_that_is_not_covered_is_named_and_only_the_layers_are_claime
     certificate = certify(*paths, make_samples(shape=(4, 7, 7)), OPTIONS)
     assert certificate.unsupported == ("Softplus",)
     found = by_name(certificate)
-    assert found[claims.LAYERWISE].status == "useful"
-    assert found[claims.LAYERWISE].measured is None
+    assert found[LAYERWISE].status == "useful"
+    assert found[LAYERWISE].measured is None
     assert len(certificate.layers) == 1
-    for name in (claims.DATA_FREE, claims.SAMPLES):
+    for name in END_TO_END:
         assert found[name].status == "inconclusive"
         assert found[name].bound is None
         assert "has no rule for Softplus" in found[name].detail
@@ -170,8 +173,8 @@ def test_an_operator_that_is_not_covered_is_named_and_only_the_layers_are_claime
 def test_a_product_is_measured_but_has_no_rule(tmp_path: Path) -> None:
     certificate = certify(*write_pair(tmp_path, small_network("Sigmoid", "Mul")), make_samples(shape=(4, 7, 7)), OPTIONS)
     found = by_name(certificate)
-    assert found[claims.LAYERWISE].measured is not None
-    for name in (claims.DATA_FREE, claims.SAMPLES):
+    assert found[LAYERWISE].measured is not None
+    for name in END_TO_END:
         assert found[name].bound is None
         assert "has no rule for Mul" in found[name].detail
 
@@ -180,26 +183,26 @@ def test_an_output_that_is_not_logits_is_inconclusive(tmp_path: Path) -> None:
     build = Builder(0)
     dense = build.model(build.conv("x", 4, 4), ("batch", 4, 7, 7))
     certificate = certify(*write_pair(tmp_path, (dense, dense)), make_samples(shape=(4, 7, 7)), OPTIONS)
-    assert "no class to certify" in by_name(certificate)[claims.SAMPLES].detail
+    assert "no class to certify" in by_name(certificate)[HYBRID].detail
 
 
 def test_a_printed_bound_is_never_below_the_proved_one(paths: tuple[Path, Path]) -> None:
     samples = make_samples()
     found = by_name(certify(*paths, samples, OPTIONS))
-    for name in (claims.DATA_FREE, claims.SAMPLES):
+    for name in END_TO_END:
         printed = float(found[name].statement.rstrip(".").split()[-1])
         bound = found[name].bound
         assert bound is not None
         assert printed >= bound
         assert printed == pytest.approx(bound, rel=1e-5)  # six digits
-    radius = float(found[claims.DATA_FREE].statement.split("is at most ")[1].split(",")[0])
+    radius = float(found[DATA_FREE].statement.split("is at most ")[1].split(",")[0])
     assert radius >= np.linalg.norm(samples.images.reshape(20, -1).astype(np.float64), axis=1).max()
     assert [claims.rounded_up(value) for value in (0.0, 0.1234561, 123456.1, 2.5)] == [0.0, 0.123457, 123457.0, 2.5]
 
 
 def test_a_bound_beyond_all_numbers_is_inconclusive(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("masksparse_deploy.certify.run.data_free_bound", lambda *_, **__: math.inf)
-    claim = by_name(certify(*paths, make_samples(), OPTIONS))[claims.DATA_FREE]
+    claim = by_name(certify(*paths, make_samples(), OPTIONS))[DATA_FREE]
     assert (claim.status, claim.bound) == ("inconclusive", None)
 
 

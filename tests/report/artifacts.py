@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
-from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, LayerBound
+from masksparse_deploy.core.artifacts.certificate import (
+    DATA_FREE,
+    HYBRID,
+    LAYERWISE,
+    MEASURED_NORMS,
+    Certificate,
+    Claim,
+    LayerBound,
+)
 from masksparse_deploy.core.artifacts.document import Interval, SkippedLayer
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share, TrainingPoint
@@ -276,7 +284,7 @@ def make_certificate() -> Certificate:
     assumptions = ("Real numbers are exact; the evaluation is in float64.", "Convolutions pad with zeros.")
     claims = (
         Claim(
-            name="layerwise",
+            name=LAYERWISE,
             statement="For every input of a masked layer, its output changes by at most the layer's norm times the input's.",
             bound=None,
             unit="l2",
@@ -290,7 +298,7 @@ def make_certificate() -> Certificate:
             sample_count=None,
         ),
         Claim(
-            name="end-to-end, these samples",
+            name=HYBRID,
             statement="For each of the samples the outputs of the dense and the sparse network differ by at most the bound.",
             bound=812.0,
             unit="l2",
@@ -304,7 +312,7 @@ def make_certificate() -> Certificate:
             sample_count=100,
         ),
         Claim(
-            name="end-to-end, data-free",
+            name=DATA_FREE,
             statement="For every input up to the largest norm in the data set the outputs differ by at most the bound.",
             bound=7.3e6,
             unit="l2",
@@ -318,12 +326,14 @@ def make_certificate() -> Certificate:
             sample_count=None,
         ),
     )
-    return Certificate(
+    return Certificate.sealed(
         dense_sha256=digest("dense"),
         sparse_sha256=digest("sparse"),
         data_sha256=digest("samples"),
+        grid=32,
         layers=layers,
         claims=claims,
+        smallest=HYBRID,
         unsupported=(),
     )
 
@@ -386,7 +396,7 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
         make_check("sparse engine against float64"),
         make_check("sparse engine against PyTorch", tolerance=2.0**-15),
         make_check(
-            "end-to-end, these samples",
+            HYBRID,
             measured=1.89,
             bound=812.0,
             tolerance=None,
@@ -394,7 +404,7 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
             detail="not violated, but vacuous: the bound is so wide that it certifies no prediction; "
             "the bound is 430 times the measured distance, on 100 samples",
         ),
-        make_check("end-to-end, another way", "inconclusive", measured=None, detail="nothing is proved here", decides=False),
+        make_check(MEASURED_NORMS, "inconclusive", measured=None, detail="nothing is proved here", decides=False),
         make_check(
             "layers outside their bounds",
             measured=0.0,

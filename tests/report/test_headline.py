@@ -51,7 +51,7 @@ def test_the_three_figures():
     assert accuracy.value == "\N{MINUS SIGN}0.17"
     assert "gate: at most 0.5 points lost" in accuracy.notes
     assert (proof.value, proof.tone) == ("9 of 9", "good")
-    assert "end-to-end, these samples: vacuous" in proof.notes
+    assert "end-to-end, hybrid: vacuous" in proof.notes
 
 
 @pytest.mark.parametrize(("verdict", "tone"), [("fail", "bad"), ("inconclusive", "open")])

@@ -10,7 +10,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
-from masksparse_deploy.core.artifacts.certificate import Certificate, Claim, LayerBound
+from masksparse_deploy.core.artifacts.certificate import DATA_FREE, HYBRID, LAYERWISE, Certificate, Claim, LayerBound
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.validation import Check, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
@@ -102,16 +102,18 @@ def make_certificate(dense: Graph, sparse: Graph, samples: Samples, distance: fl
                 method="frobenius",
             )
         )
-    return Certificate(
+    return Certificate.sealed(
         dense_sha256=dense.sha256,
         sparse_sha256=sparse.sha256,
         data_sha256=samples.digest,
+        grid=32,
         layers=tuple(layers),
         claims=(
-            make_claim("layerwise", None, "useful"),
-            make_claim("end-to-end, data-free", 1e6 * distance, "vacuous"),
-            make_claim("end-to-end, these samples", 2 * distance, "useful"),
+            make_claim(LAYERWISE, None, "useful"),
+            make_claim(DATA_FREE, 1e6 * distance, "vacuous"),
+            make_claim(HYBRID, 2 * distance, "useful"),
         ),
+        smallest=HYBRID,
         unsupported=(),
     )
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from masksparse_deploy.core.artifacts.certificate import DATA_FREE, HYBRID
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.config import Gates
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -39,8 +40,8 @@ def test_a_sound_pair_passes(template):
         assert 1e-3 < layer.rounding_ratio < 1
         assert layer.tightness is not None and 1 < layer.tightness < 30
     assert report.certificate_sha256 == template.certificate.digest
-    assert "vacuous" in named(report, "end-to-end, data-free").detail
-    claim = named(report, "end-to-end, these samples")
+    assert "vacuous" in named(report, DATA_FREE).detail
+    claim = named(report, HYBRID)
     assert claim.measured is not None and claim.bound is not None and claim.measured < claim.bound
 
 
@@ -158,23 +159,23 @@ def test_layer_bound_that_is_too_small(template):
 
 
 def test_end_to_end_bound_that_is_too_small(template):
-    measured = named(template.validate(), "end-to-end, these samples").measured
+    measured = named(template.validate(), HYBRID).measured
     assert measured is not None
-    claims = (make_claim("end-to-end, these samples", 0.9 * measured, "useful"),)
+    claims = (make_claim(HYBRID, 0.9 * measured, "useful"),)
     report = template.validate(certificate=template.certificate.model_copy(update={"claims": claims}))
-    assert failed(report) == {"end-to-end, these samples"}
+    assert failed(report) == {HYBRID}
 
 
 def test_claim_without_a_bound_does_not_decide(template):
-    claims = (make_claim("end-to-end, these samples", None, "inconclusive"),)
+    claims = (make_claim(HYBRID, None, "inconclusive"),)
     report = template.validate(certificate=template.certificate.model_copy(update={"claims": claims}))
-    check = named(report, "end-to-end, these samples")
+    check = named(report, HYBRID)
     assert (check.verdict, check.decides, report.verdict) == ("inconclusive", False, "pass")
 
 
 def test_certificate_for_other_samples(template):
     report = template.validate(certificate=template.certificate.model_copy(update={"data_sha256": "1" * 64}))
-    assert "made for other samples" in named(report, "end-to-end, these samples").detail
+    assert "made for other samples" in named(report, HYBRID).detail
 
 
 def test_certificate_without_a_changed_layer(template):
