@@ -28,6 +28,7 @@ from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.batches import Batches
 from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.learner import Learner
+from masksparse_deploy.learn.mask_trainee import MaskTrainee
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.processes import start_accelerator
 from masksparse_deploy.profiling.latencies import median_interval, round_ratios
@@ -92,8 +93,9 @@ def _random_samples(count: int) -> Samples:
 
 
 def _learning_step(model: nn.Module, train: Samples, options: MaskOptions, method: Method) -> Callable[[], None]:
-    layers = survey_layers(model, probe_model(model, IMAGE_SHAPE), pattern=NMPattern.parse(options.pattern)).eligible
-    learner = Learner(model, layers, train, options, method)
+    pattern = NMPattern.parse(options.pattern)
+    layers = survey_layers(model, probe_model(model, IMAGE_SHAPE), pattern=pattern).eligible
+    learner = Learner(model, train, options, lambda network: MaskTrainee(network, layers, pattern, method))
 
     def step() -> None:
         learner.run_step()

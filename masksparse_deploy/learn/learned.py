@@ -1,49 +1,29 @@
-"""Masks learned by gradient descent on frozen weights, resumable in the middle of an epoch."""
+"""Masks learned by gradient descent on frozen weights."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import nn
 
 from masksparse_deploy.core.config import MaskOptions
-from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.files import canonical_json, sha256_bytes
-from masksparse_deploy.core.masks import LayerMask, fingerprint
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
-from masksparse_deploy.learn.checkpoint import decode_state, read_checkpoint, write_checkpoint
 from masksparse_deploy.learn.eligibility import EligibleLayer
-from masksparse_deploy.learn.event_log import EventLog, require_tensorboard
-from masksparse_deploy.learn.learner import Learner
-from masksparse_deploy.learn.model import state_fingerprint
-from masksparse_deploy.learn.processes import joined_processes
+from masksparse_deploy.learn.mask_trainee import MaskTrainee
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
+from masksparse_deploy.learn.training import Training
 
 __all__ = ["Learned"]
-
-_ANSWERED_COUNT = 4
-# How often the loss is looked at and logged; each time the GPU has to be waited for.
-_CHECK_STEPS = 50
-# These change when and what is written, not what is learned.
-_WITHOUT_EFFECT = {"checkpoint_steps", "tensorboard"}
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class Learned(Sparsifier):
-    """Learns masks by gradient descent, while the weights stay frozen.
-
-    The loss is `masking_loss`. The same inputs, seed, PyTorch, thread and process count give the same masks, also after an
-    interruption. Under a launcher of several processes every one of them calls `sparsify`, and gets the same outcome.
+    """Learns masks by gradient descent, while the weights stay frozen; see `Training` for what it promises.
 
     Attributes:
         options: see `MaskOptions`.
@@ -60,83 +40,22 @@ class Learned(Sparsifier):
     progress: Progress = silent
 
     def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
-        """See `Sparsifier.sparsify`.
-
-        Raises:
-            UsageError: the loss needs labels and there are none, or a loss or a gradient became infinite or NaN.
-            MachineError: a device or a package is missing, or another process went away.
-            OutputError: the checkpoint or the log cannot be written.
-        """
-        self._check_labels(train)
-        with joined_processes(self.options) as processes, _quiet():
-            learner = Learner(model, layers, train, self.options, self.method)
-            start = learner.masks()
-            # The others need no key, as the main process alone decides what to go on from.
-            key = self._key(model, layers, train, learner.key_parts) if processes.is_main else ""
-            payload = processes.from_main(lambda: read_checkpoint(self.checkpoint, key))
-            if payload:
-                learner.restore(decode_state(payload))
-            progress = processes.shown(self.progress)
-            with EventLog(self.log_folder if processes.is_main else None, first_step=learner.step + 1) as log:
-                while learner.step < learner.total_steps:
-                    learning_rate = learner.learning_rate
-                    learner.run_step()
-                    progress("learning masks", learner.step, learner.total_steps)
-                    is_end = learner.step % learner.epoch_steps == 0 or learner.step == learner.total_steps
-                    is_kept = is_end or learner.step % self.options.checkpoint_steps == 0
-                    if not is_kept and learner.step % _CHECK_STEPS:
-                        continue
-                    log.write(learner.step, {"loss": learner.check(), "learning_rate": learning_rate})
-                    if is_end and log.is_open:
-                        log.write(learner.step, {"changed_share": _changed_share(start, learner.masks())})
-                    if is_kept:
-                        processes.on_main(partial(write_checkpoint, self.checkpoint, key, learner.state()))
-            return learner.outcome()
+        """See `Sparsifier.sparsify`; raises what `Training.run` raises."""
+        return self._training().run(model, layers, train)
 
     def check(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> None:
         """Raise what `sparsify` would raise before its first step; arguments are those of `sparsify`."""
-        self._check_labels(train)
-        if self.log_folder is not None:
-            require_tensorboard()
-        with joined_processes(self.options), _quiet():
-            Learner(model, layers, train, self.options, self.method)
+        self._training().check(model, layers, train)
 
-    def _check_labels(self, train: Samples) -> None:
-        if self.options.distillation < 1 and train.known_labels is None:
-            raise UsageError(
-                f"data.train has no labels, and mask.distillation {self.options.distillation} learns from labels too; add an "
-                "array 'labels' with the class of every image, or set mask.distillation: 1, which learns without them"
-            )
+    def _training(self) -> Training:
+        return Training(
+            options=self.options,
+            method=self.method,
+            prepare=self._prepare,
+            checkpoint=self.checkpoint,
+            log_folder=self.log_folder,
+            progress=self.progress,
+        )
 
-    def _key(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples, parts: Mapping[str, Any]) -> str:
-        content = {
-            **parts,
-            "method": self.method,
-            "options": self.options.model_dump(mode="json", exclude=_WITHOUT_EFFECT),
-            "layers": [layer.weight_name for layer in layers],
-            "model": state_fingerprint(model),
-            # The weights do not tell what the code of the network does with them.
-            "answers": fingerprint({"logits": _answers(model, train)}),
-            "train": train.digest,
-        }
-        return sha256_bytes(canonical_json(content))
-
-
-def _answers(model: nn.Module, train: Samples) -> npt.NDArray[np.float32]:
-    with torch.inference_mode():
-        logits: npt.NDArray[np.float32] = model(torch.tensor(train.images[:_ANSWERED_COUNT])).float().numpy()
-    return logits
-
-
-def _changed_share(before: Mapping[str, LayerMask], after: Mapping[str, LayerMask]) -> float:
-    """The share of weights that are kept in one of the mask sets only."""
-    changed = sum(int(np.count_nonzero(before[name].keep != after[name].keep)) for name in before)
-    return changed / sum(mask.keep.size for mask in before.values())
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Leave out what torch says about gradients of 1x1 kernels, whose strides along axes of length 1 have no meaning."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        yield
+    def _prepare(self, network: nn.Module, layers: Sequence[EligibleLayer]) -> MaskTrainee:
+        return MaskTrainee(network, layers, NMPattern.parse(self.options.pattern), self.method)

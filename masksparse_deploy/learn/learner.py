@@ -1,8 +1,8 @@
-"""The training loop that learns masks, one step at a time, on Hugging Face Accelerate."""
+"""The training loop of every learned method, one step at a time, on Hugging Face Accelerate."""
 
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,32 +14,29 @@ from masksparse_deploy.core.artifacts.learning import TrainingPoint
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.masks import LayerMask
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
-from masksparse_deploy.learn.attach import Method, attach
 from masksparse_deploy.learn.batch_norm import batch_norms, running_statistics
 from masksparse_deploy.learn.batches import Batches
-from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.loss import masking_loss
 from masksparse_deploy.learn.processes import start_accelerator
 from masksparse_deploy.learn.sparsifier import Outcome
 from masksparse_deploy.learn.teacher import teacher_copy
+from masksparse_deploy.learn.trainee import Trainee
 
 __all__ = ["Learner"]
 
 # Of float16's gradient scale, which halves with every step that is left out, nothing is left after so many in a row.
 _MOST_SKIPPED_STEPS = 40
-# Relative scores start near 1, and few have to change places; logits have to grow until draws are all but certain.
-_PEAK_LEARNING_RATES: Mapping[Method, float] = {"scores": 0.01, "gumbel": 0.1}
 # Images on which the teacher is held against the network.
 _COMPARED_COUNT = 4
 
 
 class Learner:
-    """One run: a copy of the network with masks attached, its optimizer and schedule, and how far learning is.
+    """One run: a copy of the network made ready for training, its optimizer and schedule, and how far learning is.
 
-    The copy is in evaluation mode, so that dropout stays off, except for its masks, and batch norm where its statistics follow
-    the masks. With several processes, gradients are averaged over them, and statistics are those of the main process.
+    The copy is in evaluation mode, so that dropout stays off, except for what chooses its masks, and batch norm where its
+    statistics follow the masks. With several processes, gradients are averaged over them, and statistics are those of the main
+    process.
 
     Attributes:
         step: steps done.
@@ -49,10 +46,14 @@ class Learner:
         learning_rate: of the next step.
     """
 
-    def __init__(
-        self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples, options: MaskOptions, method: Method
-    ) -> None:
-        """Get ready for the first step; arguments as for `Sparsifier.sparsify`, which see.
+    def __init__(self, model: nn.Module, train: Samples, options: MaskOptions, prepare: Callable[[nn.Module], Trainee]) -> None:
+        """Get ready for the first step.
+
+        Args:
+            model: the trained network in evaluation mode; not changed.
+            train: training images and labels.
+            options: see `MaskOptions`.
+            prepare: makes a copy of the network ready, in place.
 
         Raises:
             UsageError: options, network and data do not fit one another.
@@ -64,9 +65,9 @@ class Learner:
         seen = torch.from_numpy(train.images[:_COMPARED_COUNT]).to(device)
         self._teacher = teacher_copy(model, seen) if options.distillation > 0 else None
         self._student = copy.deepcopy(model)
-        self._attached = attach(self._student, layers, NMPattern.parse(options.pattern), method)
+        self._trainee = prepare(self._student)
         self._norms = batch_norms(self._student) if options.batch_norm else {}
-        for module in (*self._attached.selectors.values(), *self._norms.values()):
+        for module in self._norms.values():
             module.train()
         self._network = self._accelerator.prepare_model(self._student)
         self._batches = Batches(
@@ -83,9 +84,8 @@ class Learner:
         self._losses = torch.zeros(self.epoch_steps, device=device)
         self._checked_count = 0
         self._skipped_count = 0
-        # Decay would shrink all scores of a group alike, so it is off.
-        optimizer = torch.optim.AdamW(self._attached.parameters(), weight_decay=0.0)
-        self._peak = options.learning_rate or _PEAK_LEARNING_RATES[method]
+        optimizer = self._trainee.optimizer()
+        self._peak = options.learning_rate or self._trainee.peak_learning_rate
         self._schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self._peak, total_steps=self.total_steps)
         self._optimizer = self._accelerator.prepare_optimizer(optimizer)
         if self._accelerator.num_processes > 1:
@@ -105,7 +105,7 @@ class Learner:
     def run_step(self) -> None:
         """One step of the optimizer; does not wait for the GPU, so that `check` tells later what went wrong."""
         index = self.step % self.epoch_steps
-        self._attached.begin_step(self.step / self.total_steps, self._batches.noise_seed(self.step))
+        self._trainee.begin_step(self.step, self.total_steps, self._batches.noise_seed(self.step))
         with _repeatable_kernels():
             for images, labels in self._batches.of_step(self.step, self._accelerator.device):
                 with self._accelerator.accumulate(self._network):
@@ -138,8 +138,8 @@ class Learner:
             if not math.isfinite(loss):
                 raise UsageError(f"the loss became {loss} in step {step}; {self._remedy()}")
         # Masks of such parameters are as good as random, while the loss stays finite.
-        for name, selector in self._attached.selectors.items():
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in selector.parameters()):
+        for name, parameters in self._trainee.learned().items():
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
                 raise UsageError(f"the gradients of {name} became NaN or infinite by step {self.step}; {self._remedy()}")
         if self._skipped_count > _MOST_SKIPPED_STEPS:
             raise UsageError(
@@ -155,15 +155,15 @@ class Learner:
 
     def masks(self) -> Mapping[str, LayerMask]:
         """The masks as they are now, by weight name; the same in every process."""
-        return self._attached.masks()
+        return self._trainee.masks()
 
     def outcome(self) -> Outcome:
-        """Masks, the statistics that followed them, and history; all processes call it, and get the same."""
+        """Masks, the statistics that followed them, new weights, and history; all processes call it, and get the same."""
         # Each process has seen its own images in the last step.
         for module in self._norms.values():
             broadcast(dict(module.named_buffers()))
         statistics = running_statistics(self._student) if self._norms else {}
-        return Outcome(masks=self.masks(), statistics=statistics, history=tuple(self.history))
+        return Outcome(masks=self.masks(), statistics=statistics, history=tuple(self.history), weights=self._trainee.weights())
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, after a `check`: tensors and plain values."""
@@ -173,7 +173,7 @@ class Learner:
             "history": [point.model_dump() for point in self.history],
             "losses": self._losses[: self._checked_count].clone(),
             "skipped_count": self._skipped_count,
-            "selectors": {name: selector.state_dict() for name, selector in self._attached.selectors.items()},
+            "trainee": self._trainee.state(),
             "batch_norms": {name: dict(module.named_buffers()) for name, module in self._norms.items()},
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -188,8 +188,7 @@ class Learner:
         self._losses[: self._checked_count] = state["losses"].to(self._losses.device)
         self._skipped_count = state["skipped_count"]
         with torch.no_grad():
-            for name, selector in self._attached.selectors.items():
-                selector.load_state_dict(state["selectors"][name])
+            self._trainee.restore(state["trainee"])
             for name, module in self._norms.items():
                 for key, buffer in module.named_buffers():
                     buffer.copy_(state["batch_norms"][name][key])
