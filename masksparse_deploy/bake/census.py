@@ -1,6 +1,6 @@
 """How many weights of a layer are not zero, and how many of its groups keep more than N; in one pass over the weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +34,17 @@ class Census:
         return self.nonzero_count / max(self.weight_count, 1)
 
 
-def take_census(weight: npt.NDArray[Any], *, group_axis: int, pattern: NMPattern) -> Census:
-    """Count along `group_axis` of `weight`, of any dtype; a last group that is not full counts as filled up with zeros."""
+def take_census(weight: npt.NDArray[Any], *, axes: Sequence[int], pattern: NMPattern) -> Census:
+    """Count along all `axes` of `weight`, of any dtype; a last group that is not full counts as filled up with zeros."""
     nonzero_count = group_count = violation_count = full_count = 0
-    for part in _parts(np.atleast_1d(weight), group_axis, pattern.m):
+    for part in _parts(np.atleast_1d(weight), axes, pattern.m):
         places = nonzero_places(part)
-        counts = nonzeros_per_group(places, axis=group_axis, size=pattern.m)
         nonzero_count += int(np.count_nonzero(places))
-        group_count += counts.size
-        violation_count += int(np.count_nonzero(counts > pattern.n))
-        full_count += int(np.count_nonzero(counts == pattern.n))
+        for axis in axes:
+            counts = nonzeros_per_group(places, axis=axis, size=pattern.m)
+            group_count += counts.size
+            violation_count += int(np.count_nonzero(counts > pattern.n))
+            full_count += int(np.count_nonzero(counts == pattern.n))
     return Census(
         weight_count=weight.size,
         nonzero_count=nonzero_count,
@@ -53,10 +54,10 @@ def take_census(weight: npt.NDArray[Any], *, group_axis: int, pattern: NMPattern
     )
 
 
-def _parts(weight: npt.NDArray[Any], group_axis: int, size: int) -> Iterator[npt.NDArray[Any]]:
+def _parts(weight: npt.NDArray[Any], axes: Sequence[int], size: int) -> Iterator[npt.NDArray[Any]]:
     """The weight in pieces along its first axis that split no group."""
     rows = max(1, _CHUNK // max(1, weight.size // max(1, len(weight))))
-    if group_axis == 0:
+    if 0 in axes:
         rows = -(-rows // size) * size
     for start in range(0, len(weight), rows):
         yield weight[start : start + rows]

@@ -1,6 +1,6 @@
 """Does a written ONNX file hold what it says? Reads the file anew and shares no code with the passes that wrote it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +9,13 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.baking import BakedLayer
 from masksparse_deploy.core.masks import LayerMask, MaskSet
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
 
-__all__ = ["Conformity", "check_conformity", "each_layer", "nonzeros_per_group"]
+__all__ = ["Conformity", "check_conformity", "count_groups", "each_layer", "nonzeros_per_group"]
 
 _MASKED_KEYS = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY)
 
@@ -49,12 +50,18 @@ def nonzeros_per_group(weight: npt.NDArray[Any], *, axis: int, size: int) -> npt
     return counts
 
 
+def count_groups(weight: npt.NDArray[Any], *, axes: Sequence[int], pattern: NMPattern) -> tuple[int, int]:
+    """How many groups a weight has, over all `axes` along which they run, and how many keep more than N."""
+    counts = [nonzeros_per_group(weight, axis=axis, size=pattern.m) for axis in axes]
+    return sum(part.size for part in counts), sum(int((part > pattern.n).sum()) for part in counts)
+
+
 def check_conformity(graph: Graph, masks: MaskSet) -> Conformity:
     """Hold a baked file against the masks it should carry.
 
     Every mask must be found on a node and its weight, annotated as docs/annotations.md says; groups must run along the
-    input channels and keep at most N; nothing the mask drops may be there; the noted density and the digests must be those
-    of the content. Every other layer must say why it is dense.
+    input channels, of transposable masks along the output channels too, and keep at most N; nothing the mask drops may be
+    there; the noted density and the digests must be those of the content. Every other layer must say why it is dense.
 
     Args:
         graph: the file, read anew.
@@ -128,7 +135,7 @@ def _masked_findings(layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], 
         return [f"{name}: weight {layer.stored.shape}, mask {mask.keep.shape}"], 0, 0
     wrong = []
     expected = {
-        keys.PATTERN: f"{mask.pattern.n}:{mask.pattern.m}",
+        keys.PATTERN: f"{'T' if mask.pattern.transposable else ''}{mask.pattern.n}:{mask.pattern.m}",
         keys.GROUP_AXIS: str(layer.stored_group_axis),
         keys.MASK_SHA256: mask.digest,
         keys.DENSITY: repr(float(np.count_nonzero(nonzero_places(layer.weight)) / layer.weight.size)),
@@ -138,14 +145,16 @@ def _masked_findings(layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], 
             found = metadata.get(key)
             if found != value:
                 wrong.append(f"{where}: {key} is {found or 'missing'}, expected {value}")
-    counts = nonzeros_per_group(layer.weight, axis=layer.group_axis, size=mask.pattern.m)
-    violation_count = int((counts > mask.pattern.n).sum())
+    group_count, violation_count = count_groups(layer.weight, axes=layer.group_axes(mask.pattern), pattern=mask.pattern)
     if violation_count:
-        wrong.append(f"{name}: {violation_count} of {counts.size} groups keep more than {mask.pattern.n} of {mask.pattern.m}")
+        along = " along input or output channels" if mask.pattern.transposable else ""
+        wrong.append(
+            f"{name}: {violation_count} of {group_count} groups keep more than {mask.pattern.n} of {mask.pattern.m}{along}"
+        )
     put_back = int(np.count_nonzero(nonzero_places(layer.weight_as_stored) & ~mask.keep))
     if put_back:
         wrong.append(f"{name}: {put_back} weights that the mask drops are not zero")
-    return wrong, violation_count, int(counts.size)
+    return wrong, violation_count, group_count
 
 
 def _annotated(layer: WeightedLayer) -> tuple[tuple[str, Any], ...]:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from masksparse_deploy.bake.annotate import Annotate, MarkDense
 from masksparse_deploy.bake.apply import ApplyMasks
-from masksparse_deploy.bake.conformity import check_conformity, each_layer, nonzeros_per_group
+from masksparse_deploy.bake.conformity import check_conformity, count_groups, each_layer
 from masksparse_deploy.bake.convert import convert
 from masksparse_deploy.bake.fit import fit_masks
 from masksparse_deploy.bake.lint import lint_graph
@@ -71,8 +71,8 @@ def bake_file(
 
     Args:
         onnx_path: its constants have the names of the masks. FP32, or in a reduced precision already, which it then keeps.
-        masks: without permutations and batch-norm statistics, which need the PyTorch model. Masks may be given in the axes of
-            the stored weight or of the operator that reads it, or transposed as PyTorch's linear weights are.
+        masks: without permutations, batch-norm statistics and new weights, which need the PyTorch model. Masks may be given in
+            the axes of the stored weight or of the operator that reads it, or transposed as PyTorch's linear weights are.
         options: precision and calibration. The file keeps its own operator set, whatever `options.opset` says.
         out: folder for dense.onnx, sparse.onnx, their data files if there are any, and bake.json.
         calibration: float32 (count, ...), what goes into the network's input; only for reduced precisions.
@@ -139,14 +139,21 @@ def bake_file(
 
 
 def _refuse_module_masks(masks: MaskSet) -> None:
-    brings = [
-        what for what, found in (("permutations", masks.permutations), ("batch-norm statistics", masks.statistics)) if found
-    ]
+    parts = (
+        ("permutations", masks.permutations),
+        ("batch-norm statistics", masks.statistics),
+        ("new weights", masks.weights),
+    )
+    brings = [what for what, found in parts if found]
     if brings:
         raise UsageError(
-            f"the mask set brings {' and '.join(brings)} of the PyTorch model, which cannot be written into an ONNX file; bake "
+            f"the mask set brings {_listed(brings)} of the PyTorch model, which cannot be written into an ONNX file; bake "
             "from the model with --factory and --weights"
         )
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _require_one_version(model: onnx.ModelProto, path: Path) -> None:
@@ -272,7 +279,9 @@ def _layers_in_functions(
         if name not in readers:
             continue
         mask, values = masks.layers[name], tensor_array(tensor, folder)
-        counts = nonzeros_per_group(values, axis=mask.group_axis, size=mask.pattern.m)
+        group_count, violation_count = count_groups(
+            values, axes=mask.pattern.group_axes(mask.group_axis, values.ndim), pattern=mask.pattern
+        )
         yield BakedLayer(
             layer=name.removesuffix(".weight"),
             weight_name=name,
@@ -282,8 +291,8 @@ def _layers_in_functions(
             pattern=str(mask.pattern),
             group_axis=mask.group_axis,
             density=float(np.count_nonzero(values) / values.size),
-            group_count=int(counts.size),
-            violation_count=int((counts > mask.pattern.n).sum()),
+            group_count=group_count,
+            violation_count=violation_count,
             mask_sha256=mask.digest,
         )
 

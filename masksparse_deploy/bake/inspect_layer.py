@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from masksparse_deploy.bake.census import Census, take_census
+from masksparse_deploy.bake.crosswise import crosswise_fault
 from masksparse_deploy.core.artifacts.baking import LintState
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import LayerMask
@@ -26,7 +27,11 @@ _ON_BOTH = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY, keys.
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """State and reason, what was counted for which N:M, and how the weights differ from their annotation."""
+    """State and reason, what was counted for which N:M, and how the weights differ from their annotation.
+
+    `crosswise` tells of a conforming layer why it is not N:M along its output channels too, in words, and is empty if it is;
+    None for other layers.
+    """
 
     state: LintState
     why: str
@@ -35,6 +40,7 @@ class Finding:
     violation_count: int = 0
     pattern: NMPattern = HARDWARE_PATTERN
     drift: tuple[str, ...] = ()
+    crosswise: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +86,9 @@ def inspect_layer(
     """
     notes = {**weight_notes, **node_notes}
     if keys.PATTERN not in notes:
-        census = take_census(layer.weight, group_axis=_axis(layer), pattern=HARDWARE_PATTERN)
+        census = take_census(layer.weight, axes=_axes(layer, HARDWARE_PATTERN), pattern=HARDWARE_PATTERN)
         state, why = _judge_plain(layer, census, notes.get(keys.DENSE_REASON), other_readers)
-        return _finding(state, why, census, HARDWARE_PATTERN)
+        return _finding(layer, state, why, census, HARDWARE_PATTERN)
     if weight_notes and node_notes and any(weight_notes.get(key) != node_notes.get(key) for key in _ON_BOTH):
         return _unheld(layer, "the annotations of node and weight differ")
     try:
@@ -93,10 +99,10 @@ def inspect_layer(
     stored_axis = layer.stored_group_axis
     if stored_axis is not None and claim.group_axis != stored_axis:
         return _unheld(layer, f"annotated along axis {claim.group_axis}, but the input channels lie on axis {stored_axis}")
-    census = take_census(layer.weight, group_axis=_axis(layer), pattern=claim.pattern)
+    census = take_census(layer.weight, axes=_axes(layer, claim.pattern), pattern=claim.pattern)
     drift = tuple(_drift(layer, claim, census))
     state, why = _judge_claim(layer, claim, census, drift)
-    return _finding(state, why, census, claim.pattern, drift)
+    return _finding(layer, state, why, census, claim.pattern, drift)
 
 
 def dtype_of(layer: WeightedLayer) -> str:
@@ -107,7 +113,8 @@ def dtype_of(layer: WeightedLayer) -> str:
 def _drift(layer: WeightedLayer, claim: _Claim, census: Census) -> Iterator[str]:
     """How the weights differ from what their annotation says, in words."""
     if census.violation_count:
-        yield f"{census.violation_count:,} of {census.group_count:,} groups keep more than {claim.pattern.n} weights"
+        along = " along input or output channels" if claim.pattern.transposable else ""
+        yield f"{census.violation_count:,} of {census.group_count:,} groups keep more than {claim.pattern.n} weights{along}"
     if claim.density is not None:
         change = census.nonzero_count - round(claim.density * census.weight_count)
         if change:
@@ -140,6 +147,9 @@ def _judge_claim(layer: WeightedLayer, claim: _Claim, census: Census, drift: tup
     channels = layer.weight.shape[layer.group_axis] if layer.weight.ndim > layer.group_axis else 0
     if channels % pattern.m or channels == 0:
         return "broken claim", f"annotated {pattern}, but {_channels(channels)}: not a multiple of {pattern.m}"
+    outputs = layer.weight.shape[layer.output_axis]
+    if pattern.transposable and (outputs % pattern.m or layer.output_axis == layer.group_axis):
+        return "broken claim", f"annotated {pattern}, but {_channels(outputs, 'output')}: not a multiple of {pattern.m}"
     if census.violation_count:
         return "broken claim", f"annotated {pattern}, but {drift[0]} (changed after baking?)"
     # Fewer nonzeros than noted are harmless: weights too small for a lower precision vanish when a file is converted.
@@ -213,22 +223,27 @@ def _conforms_elsewhere(layer: WeightedLayer, density: float) -> str | None:
         return None
     rows = weight.reshape(weight.shape[0], -1)
     in_memory_order = layer.node.op == "Conv" and layer.kernel_positions > 1 and rows.shape[1] % m == 0
-    if in_memory_order and not take_census(rows, group_axis=1, pattern=HARDWARE_PATTERN).violation_count:
+    if in_memory_order and not take_census(rows, axes=(1,), pattern=HARDWARE_PATTERN).violation_count:
         return "kernel taps"
     for axis in range(min(weight.ndim, 2)):
         if axis == layer.group_axis or weight.shape[axis] % m:
             continue
-        if not take_census(weight, group_axis=axis, pattern=HARDWARE_PATTERN).violation_count:
+        if not take_census(weight, axes=(axis,), pattern=HARDWARE_PATTERN).violation_count:
             return "output channels"
     return None
 
 
-def _axis(layer: WeightedLayer) -> int:
-    """The group axis; the last one of a weight with fewer axes than its operator takes, which is then not eligible."""
-    return min(layer.group_axis, max(layer.weight.ndim - 1, 0))
+def _axes(layer: WeightedLayer, pattern: NMPattern) -> tuple[int, ...]:
+    """The group axes; the last one of a weight with fewer axes than its operator takes, which is then not eligible."""
+    return tuple(min(axis, max(layer.weight.ndim - 1, 0)) for axis in layer.group_axes(pattern))
 
 
-def _finding(state: LintState, why: str, census: Census, pattern: NMPattern, drift: tuple[str, ...] = ()) -> Finding:
+def _finding(
+    layer: WeightedLayer, state: LintState, why: str, census: Census, pattern: NMPattern, drift: tuple[str, ...] = ()
+) -> Finding:
+    crosswise = crosswise_fault(layer, pattern) if state == "conforming" else None
+    if crosswise == "" and not pattern.transposable:
+        why = f"{pattern}, transposable{why.removeprefix(str(pattern))}"
     return Finding(
         state=state,
         why=why,
@@ -237,17 +252,18 @@ def _finding(state: LintState, why: str, census: Census, pattern: NMPattern, dri
         violation_count=census.violation_count,
         pattern=pattern,
         drift=drift,
+        crosswise=crosswise,
     )
 
 
 def _unheld(layer: WeightedLayer, why: str) -> Finding:
     """An annotation that the weights cannot be held against."""
-    density = take_census(layer.weight, group_axis=_axis(layer), pattern=HARDWARE_PATTERN).density
+    density = take_census(layer.weight, axes=_axes(layer, HARDWARE_PATTERN), pattern=HARDWARE_PATTERN).density
     return Finding(state="broken claim", why=why, density=density)
 
 
-def _channels(count: int) -> str:
-    return f"{count} input channel" + ("" if count == 1 else "s")
+def _channels(count: int, kind: str = "input") -> str:
+    return f"{count} {kind} channel" + ("" if count == 1 else "s")
 
 
 def _size_remark(layer: WeightedLayer) -> str:

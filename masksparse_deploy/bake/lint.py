@@ -1,7 +1,7 @@
 """What is sparse in any ONNX file, what could be, and why the rest never will."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +37,21 @@ _REMARKS = {
 }
 
 
-def lint(path: Path) -> LintReport:
+def lint(path: Path, *, transposable: bool = False) -> LintReport:
     """Look at every layer with weights of an ONNX file, one of ours or not.
+
+    Args:
+        path: the file.
+        transposable: demand that every sparse layer is N:M along its output channels too, whatever it is annotated with.
 
     Raises:
         UsageError: there is no such file, or it stores tensors as sparse ones.
         ArtifactError: damaged, annotated under another schema version, or with weights that lie where they must not.
     """
-    return lint_graph(read_graph(path), name=str(path))
+    return lint_graph(read_graph(path), name=str(path), transposable=transposable)
 
 
-def lint_graph(graph: Graph, *, name: str) -> LintReport:
+def lint_graph(graph: Graph, *, name: str, transposable: bool = False) -> LintReport:
     """The same for a graph that was read already; `name` is used in messages."""
     schema = graph.metadata.get(keys.SCHEMA_VERSION, keys.SCHEMA)
     if schema != keys.SCHEMA:
@@ -59,13 +63,19 @@ def lint_graph(graph: Graph, *, name: str) -> LintReport:
     rows = list(_rows(scope, _other_readers(scope)))
     counts = [row.mac_count for row, _ in rows if row.mac_count is not None]
     total = sum(counts)
-    saved_count = sum(row.mac_count * (1 - density) for row, density in rows if row.mac_count and row.state == "conforming")
+    saved_count = sum(
+        row.mac_count * (1 - found.pattern.density)
+        for row, found in rows
+        if found is not None and row.mac_count and row.state == "conforming"
+    )
     known = total > 0 and len(counts) == len(rows)
     layers = tuple(
         row.model_copy(update={"mac_share": row.mac_count / total}) if row.mac_count is not None and total else row
         for row, _ in rows
     )
     findings = tuple(_findings(scope, layers))
+    if transposable:
+        findings += tuple(_not_transposable(rows))
     return LintReport(
         file_sha256=graph.sha256,
         layers=layers,
@@ -76,8 +86,8 @@ def lint_graph(graph: Graph, *, name: str) -> LintReport:
     )
 
 
-def _rows(scope: Scope, readers: Mapping[int, tuple[str, ...]]) -> Iterator[tuple[LintLayer, float]]:
-    """Every layer with the density that its kernels would work at, in graph order, those of bodies after their operator."""
+def _rows(scope: Scope, readers: Mapping[int, tuple[str, ...]]) -> Iterator[tuple[LintLayer, Finding | None]]:
+    """Every layer with what was found, None where it is not read, in graph order, those of bodies after their operator."""
     for node in scope.graph.nodes:
         layer = scope.layer(node)
         if layer is not None:
@@ -87,11 +97,11 @@ def _rows(scope: Scope, readers: Mapping[int, tuple[str, ...]]) -> Iterator[tupl
                 weight_notes=_ours(layer.stored_metadata),
                 other_readers=readers.get(id(layer.stored), ()),
             )
-            yield _read_row(scope, layer, finding), finding.pattern.density
+            yield _read_row(scope, layer, finding), finding
         else:
             unread = _unread_weight(scope, node)
             if unread is not None:
-                yield _unread_row(scope, node, *unread), 1.0
+                yield _unread_row(scope, node, *unread), None
     for _, body in scope.bodies:
         yield from _rows(body, readers)
 
@@ -111,6 +121,7 @@ def _read_row(scope: Scope, layer: WeightedLayer, finding: Finding) -> LintLayer
         density=finding.density,
         group_count=finding.group_count,
         violation_count=finding.violation_count,
+        transposable=None if finding.crosswise is None else not finding.crosswise,
         mac_count=None if scope.where else mac_count(scope.graph, layer.node, layer.weight.shape),
         mac_share=None,
     )
@@ -182,6 +193,16 @@ def _findings(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:
     for name in noted:
         if name not in listed_weights:
             yield f"{name} is annotated with a pattern, but no layer multiplies by it (moved by a later tool?)"
+
+
+def _not_transposable(rows: Sequence[tuple[LintLayer, Finding | None]]) -> Iterator[str]:
+    """Which sparse layers are N:M along their input channels only, for a user who needs them to be transposable."""
+    sparse = [(row, found) for row, found in rows if found is not None and found.crosswise is not None]
+    if not sparse:
+        yield "no layer conforms to a pattern, so none is transposable"
+    for row, found in sparse:
+        if found.crosswise:
+            yield f"{row.weight} is not transposable: {found.crosswise}"
 
 
 def _remarks(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:

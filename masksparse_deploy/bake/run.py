@@ -57,9 +57,9 @@ def bake(
 ) -> BakeReport:
     """Export a network twice over one graph, as it is and with its masks written in, and check what was written.
 
-    Where the mask set brings re-estimated batch-norm statistics, the sparse file is made from a second export with them;
-    otherwise from the dense one, and the files differ in masked values and annotations only. Where masks have groups that are
-    not full, both files get channels of zeros.
+    Where the mask set brings re-estimated batch-norm statistics or new weights, the sparse file is made from a second export
+    with them; otherwise from the dense one, and the files differ in masked values and annotations only. The dense twin always
+    is the network as trained. Where masks have groups that are not full, both files get channels of zeros.
 
     Args:
         dense_model: the trained network, from float32 images (batch, channels, height, width) to logits; left as it was.
@@ -88,6 +88,7 @@ def bake(
         )
     require_calibration(options, calibration, example_shape)
     trained = _trained_weights(dense_model, masks)
+    new = {**trained, **{name: masks.weights[name] for name in masks.layers.keys() & masks.weights.keys()}}
     make_folder(out)
     steps = 6
     progress("dense export", 0, steps)
@@ -96,8 +97,8 @@ def bake(
     padding = pad_channels(dense, masks)
     MarkDense()(dense)
     progress("sparse export", 1, steps)
-    if masks.statistics:
-        with _with_statistics(dense_model, masks):
+    if masks.statistics or masks.weights:
+        with _with_new_values(dense_model, masks):
             exported_bytes = export_onnx(dense_model, example_shape, opset=options.opset)
     sparse = _model(exported_bytes)
     pad_channels(sparse, masks)
@@ -105,10 +106,12 @@ def bake(
     ApplyMasks(stored)(sparse)
     Annotate(stored)(sparse)
     progress("conformity", 2, steps)
-    weights = _in_axes_of(stored, padded_weights(trained, padding.masks), padding.masks)
+    weights, new_weights = (
+        _in_axes_of(stored, padded_weights(arrays, padding.masks), padding.masks) for arrays in (trained, new)
+    )
     protos = [to_proto(model) for model in (dense, sparse)]
     dense_graph, sparse_graph = _graphs(protos)
-    exported = verify_export(dense_graph, sparse_graph, stored, weights)
+    exported = verify_export(dense_graph, sparse_graph, stored, weights, new_weights)
     progress("precision", 3, steps)
     conversions = [
         convert(proto, options, calibration, masks=own, progress=progress)
@@ -121,7 +124,7 @@ def bake(
     probe = probe_bytes(
         np.ascontiguousarray(probe_images),
         forward(dense_model, probe_images, {}),
-        forward(dense_model, probe_images, {**masks.statistics, **masked(trained, masks)}),
+        forward(dense_model, probe_images, {**masks.statistics, **masks.weights, **masked(new, masks)}),
     )
     progress("writing", 5, steps)
     for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), (PROBE_NAME, probe)):
@@ -135,7 +138,8 @@ def bake(
         precision=options.precision,
         calibration_sha256=_calibration_digest(options, calibration),
         statistics_updated=bool(masks.statistics),
-        layers=with_checkpoints(exported, layers, stored, weights),
+        weights_updated=bool(masks.weights),
+        layers=with_checkpoints(exported, layers, stored, new_weights),
         skipped=masks.skipped,
         ranges=conversions[1].ranges,
         remarks=conversions[1].remarks,
@@ -186,27 +190,30 @@ def _graphs(models: Sequence[onnx.ModelProto]) -> Iterator[Graph]:
 
 
 @contextmanager
-def _with_statistics(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
-    """Lend the network the mask set's batch-norm statistics; not every network can be copied."""
+def _with_new_values(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
+    """Lend the network the mask set's batch-norm statistics and weights; not every network can be copied."""
     torch: Any = require("torch", needed_for="exporting to ONNX")
-    buffers = dict(model.named_buffers())
-    for name, value in masks.statistics.items():
-        if name not in buffers or tuple(buffers[name].shape) != value.shape:
-            found = f"has shape {tuple(buffers[name].shape)} there" if name in buffers else "is not in the model"
-            raise ArtifactError(
-                f"statistics {name} of the mask set, shape {value.shape}: the buffer {found}; the masks were made for "
-                "another model: run 'masksparse learn' again"
-            )
-    own = {name: buffers[name].clone() for name in masks.statistics}
+    buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
+    kinds = (("statistics", "buffer", masks.statistics, buffers), ("new weight", "parameter", masks.weights, parameters))
+    for what, kind, values, tensors in kinds:
+        for name, value in values.items():
+            if name not in tensors or tuple(tensors[name].shape) != value.shape:
+                found = f"has shape {tuple(tensors[name].shape)} there" if name in tensors else "is not in the model"
+                raise ArtifactError(
+                    f"{what} {name} of the mask set, shape {value.shape}: the {kind} {found}; the masks were made for "
+                    "another model: run 'masksparse learn' again"
+                )
+    lent = [(tensors[name], value) for _, _, values, tensors in kinds for name, value in values.items()]
+    own = [tensor.detach().clone() for tensor, _ in lent]
     try:
         with torch.no_grad():
-            for name, value in masks.statistics.items():
-                buffers[name].copy_(torch.tensor(value))
+            for tensor, value in lent:
+                tensor.copy_(torch.tensor(value))
         yield
     finally:
         with torch.no_grad():
-            for name, before in own.items():
-                buffers[name].copy_(before)
+            for (tensor, _), before in zip(lent, own, strict=True):
+                tensor.copy_(before)
 
 
 def _model(data: bytes) -> ir.Model:

@@ -19,7 +19,9 @@ __all__ = ["masked", "verify_converted", "verify_export", "with_checkpoints"]
 Array = npt.NDArray[np.float32]
 
 
-def verify_export(dense: Graph, sparse: Graph, masks: MaskSet, trained: Mapping[str, Array]) -> tuple[BakedLayer, ...]:
+def verify_export(
+    dense: Graph, sparse: Graph, masks: MaskSet, trained: Mapping[str, Array], new: Mapping[str, Array] | None = None
+) -> tuple[BakedLayer, ...]:
     """Check the FP32 graphs: finite weights, one structure, the trained kernels, and every mask where it belongs.
 
     Args:
@@ -27,6 +29,7 @@ def verify_export(dense: Graph, sparse: Graph, masks: MaskSet, trained: Mapping[
         sparse: the same with the masks in it.
         masks: in the axes of the stored constants.
         trained: parameter name -> weight as trained, in the same axes.
+        new: the weights of the sparse file where the masks came with new ones, likewise.
 
     Raises:
         UsageError: a constant is NaN or infinite.
@@ -39,10 +42,10 @@ def verify_export(dense: Graph, sparse: Graph, masks: MaskSet, trained: Mapping[
     findings = list(conformity.findings)
     foreign = {
         **dict.fromkeys(foreign_kernels(dense, trained)),
-        **dict.fromkeys(foreign_kernels(sparse, masked(trained, masks))),
+        **dict.fromkeys(foreign_kernels(sparse, masked(trained if new is None else new, masks))),
     }
     findings += [f"constant {name} is not the trained weight of that name" for name in foreign]
-    if not masks.statistics:
+    if _differ_in_masks_only(masks):
         findings += _changed(dense, sparse, masks)
     if findings:
         raise ArtifactError(
@@ -66,7 +69,7 @@ def verify_converted(dense: Graph, sparse: Graph, masks: MaskSet, precision: str
     findings = list(conformity.findings)
     for graph in (dense, sparse):
         findings += [f"constant {name} holds values that are not finite" for name, _ in _not_finite(graph)]
-    if not findings and precision != "int8" and not masks.statistics:
+    if not findings and precision != "int8" and _differ_in_masks_only(masks):
         findings += _changed(dense, sparse, masks)
     if findings:
         raise ArtifactError(
@@ -77,15 +80,15 @@ def verify_converted(dense: Graph, sparse: Graph, masks: MaskSet, precision: str
 
 
 def with_checkpoints(
-    exported: Iterable[BakedLayer], converted: Iterable[BakedLayer], masks: MaskSet, trained: Mapping[str, Array]
+    exported: Iterable[BakedLayer], converted: Iterable[BakedLayer], masks: MaskSet, weights: Mapping[str, Array]
 ) -> tuple[BakedLayer, ...]:
-    """The layers of the written file, with what was counted in the module, the export and the file."""
+    """The layers of the written file, with what was counted in the module of these `weights`, the export and the file."""
     before = {layer.node: layer for layer in exported}
-    weights = masked(trained, masks)
+    in_modules = masked(weights, masks)
     layers = []
     for layer in converted:
         mask = masks.layers[layer.weight_name]
-        in_module = mask.pattern.count_violations(weights[layer.weight_name] != 0, group_axis=mask.group_axis)
+        in_module = mask.pattern.count_violations(in_modules[layer.weight_name] != 0, group_axis=mask.group_axis)
         exported_layer = before[layer.node]
         checkpoints = (
             Checkpoint(stage="module", violation_count=in_module, group_count=layer.group_count),
@@ -94,6 +97,11 @@ def with_checkpoints(
         )
         layers.append(layer.model_copy(update={"checkpoints": checkpoints}))
     return tuple(layers)
+
+
+def _differ_in_masks_only(masks: MaskSet) -> bool:
+    """Whether the files came from one export, so that nothing else may differ."""
+    return not masks.statistics and not masks.weights
 
 
 def masked(weights: Mapping[str, Array], masks: MaskSet) -> dict[str, Array]:

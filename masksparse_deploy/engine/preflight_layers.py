@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ def _claimed_pattern(claim: str | None) -> tuple[NMPattern, str]:
     if claim is None:
         return _HARDWARE_PATTERN, ""
     try:
-        return NMPattern.parse(claim), ""
+        # Kernels for inference look along the input channels only.
+        return replace(NMPattern.parse(claim), transposable=False), ""
     except UsageError as error:
         return _HARDWARE_PATTERN, f"the annotation cannot be read: {error}"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph.layout import LayoutStep, as_stored, stored_axis
 
 __all__ = ["Array", "Body", "Graph", "Node", "Shape", "WeightedLayer"]
@@ -105,6 +106,17 @@ class WeightedLayer:
     group_axis: int
     groups: int
     consumer_count: int
+
+    @property
+    def output_axis(self) -> int:
+        """The axis of `weight` that its output channels lie on, of `groups` together."""
+        if self.node.op == "Conv" or (self.node.op == "Gemm" and self.group_axis == 1):
+            return 0
+        return 1 if self.node.op == "ConvTranspose" else max(self.weight.ndim - 1, 0)
+
+    def group_axes(self, pattern: NMPattern) -> tuple[int, ...]:
+        """The axes of `weight` along which groups of `pattern` run: of the input channels, if transposable the outputs' too."""
+        return (self.group_axis, self.output_axis) if pattern.transposable else (self.group_axis,)
 
     @property
     def kernel_positions(self) -> int:

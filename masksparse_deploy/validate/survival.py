@@ -1,10 +1,8 @@
 """Did the sparsity survive? Every masked layer at the four checkpoints from the module to the engine."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
 from masksparse_deploy.core.artifacts.document import Verdict
@@ -80,7 +78,7 @@ def _survivals(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked:
             layer.node.name if entry is None else entry.layer,
             pattern,
             entry,
-            converted=_counted(layer.weight, layer.group_axis, pattern),
+            converted=_counted(layer, pattern),
             in_engine=_unseen(layer, engine) if in_plan is None else _in_plan(layer, pattern, in_plan),
         )
     for node, entry in recorded.items():
@@ -116,7 +114,7 @@ def _in_plan(layer: WeightedLayer, pattern: NMPattern, in_plan: tuple[WeightedLa
         return StageState(
             state="missing", why=f"its weight {layer.stored_name} is not in the plan with the shape {layer.weight.shape}"
         )
-    return _counted(found.weight, found.group_axis, pattern)
+    return _counted(found, pattern)
 
 
 def _unseen(layer: WeightedLayer, engine: EngineArtifact) -> StageState:
@@ -129,9 +127,9 @@ def _unseen(layer: WeightedLayer, engine: EngineArtifact) -> StageState:
     return StageState(state="not checked", why=f"{engine.backend} does not show the weights; {runs}")
 
 
-def _counted(weight: npt.NDArray[Any], group_axis: int, pattern: NMPattern) -> StageState:
-    kept = count_kept(weight != 0, axis=group_axis, size=pattern.m)
-    return _judged(int(np.count_nonzero(kept > pattern.n)), int(kept.size))
+def _counted(layer: WeightedLayer, pattern: NMPattern) -> StageState:
+    kept = [count_kept(layer.weight != 0, axis=axis, size=pattern.m) for axis in layer.group_axes(pattern)]
+    return _judged(sum(int(np.count_nonzero(part > pattern.n)) for part in kept), sum(part.size for part in kept))
 
 
 def _judged(violation_count: int, group_count: int) -> StageState:
@@ -145,9 +143,10 @@ def _loss(layer: LayerSurvival) -> str:
     found = layer.at(stage)
     if found.state == "missing":
         return f"{layer.layer}: first lost at the stage {stage}: {found.why}"
-    n, m = layer.pattern.split(":")
+    pattern = NMPattern.parse(layer.pattern)
     groups = f"{found.violation_count:,} of {found.group_count:,} groups"
-    return f"{layer.layer}: first lost at the stage {stage}: {groups} keep more than {n} of {m} weights"
+    along = " along input or output channels" if pattern.transposable else ""
+    return f"{layer.layer}: first lost at the stage {stage}: {groups} keep more than {pattern.n} of {pattern.m} weights{along}"
 
 
 def _check(measured: float | None, verdict: Verdict, detail: str, *, decides: bool = True) -> Check:

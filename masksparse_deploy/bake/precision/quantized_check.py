@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from masksparse_deploy.bake.conformity import nonzeros_per_group
+from masksparse_deploy.bake.conformity import count_groups
 from masksparse_deploy.bake.precision.quantized_layers import Grid, QuantizedLayer, QuantizedWeight, quantized_layers
 from masksparse_deploy.core.errors import MasksparseError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
@@ -115,9 +115,10 @@ def _sparsity_findings(layer: QuantizedLayer, weight: QuantizedWeight, mask: Lay
         return
     try:
         pattern, axis = NMPattern.parse(metadata[keys.PATTERN]), int(metadata.get(keys.GROUP_AXIS, ""))
-        counts = nonzeros_per_group(weight.levels, axis=axis, size=pattern.m)
+        axes = (axis, layer.output_channel_axis) if pattern.transposable else (axis,)
+        group_count, broken = count_groups(weight.levels, axes=axes, pattern=pattern)
     except (MasksparseError, ValueError, IndexError):
         yield f"{name}: {keys.PATTERN} and {keys.GROUP_AXIS} do not fit the weight {weight.levels.shape}"
         return
-    if broken := int((counts > pattern.n).sum()):
-        yield f"{name}: {broken} of {counts.size} groups keep more than {pattern.n} of {pattern.m} integers"
+    if broken:
+        yield f"{name}: {broken} of {group_count} groups keep more than {pattern.n} of {pattern.m} integers"

@@ -14,8 +14,8 @@ class BakedLayer(Record):
     """A layer whose zeros are in the ONNX file.
 
     `layer` is the module name, `weight_name` the parameter's, `node` and `initializer` the names in the ONNX graph.
-    `violation_count` of `group_count` groups keep more than N weights, as counted in the written file; `checkpoints` are the
-    same counts at each stage on the way there.
+    `violation_count` of `group_count` groups keep more than N weights, as counted in the written file, with a transposable
+    pattern over the groups of both axes; `checkpoints` are the same counts at each stage on the way there.
     """
 
     layer: str
@@ -77,8 +77,9 @@ class BakeReport(Document):
     compare with.
 
     `statistics_updated`: batch-norm statistics were re-estimated, so that folded weights also differ by a factor for
-    each output channel and the biases differ; where it is False the two files differ in masked values and annotations only,
-    and with INT8 in the scales, which each file has of its own.
+    each output channel and the biases differ. `weights_updated`: the masks came with new weights, which the sparse file has
+    and its dense twin has not. Where both are False the two files differ in masked values and annotations only, and with INT8
+    in the scales, which each file has of its own.
 
     `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
@@ -98,6 +99,7 @@ class BakeReport(Document):
     precision: str
     calibration_sha256: str | None = None
     statistics_updated: bool
+    weights_updated: bool = False
     layers: tuple[BakedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
     padded: tuple[PaddedLayer, ...] = ()
@@ -111,8 +113,10 @@ class LintLayer(Record):
     `weight` is the stored constant, `route` the operators between it and the layer, `dtype` what the layer multiplies by
     ("int8" for a weight that is dequantized; empty where the weight is not read). `where` names the body of an If, Loop or
     Scan that the layer is in, empty for the main graph. `mac_count` is None where the shapes in the file do not tell;
-    `mac_share` is of the layers where they do. `drift` says how the weights differ from their annotation, also where that
-    breaks no claim.
+    `mac_share` is of the layers where they do. `group_count` and `violation_count` are along the input channels, and of a layer
+    annotated with a transposable pattern along the output channels too. `transposable` tells of a conforming layer whether it
+    conforms along its output channels too; None for others. `drift` says how the weights differ from their annotation, also
+    where that breaks no claim.
     """
 
     node: str
@@ -128,6 +132,7 @@ class LintLayer(Record):
     density: float
     group_count: int
     violation_count: int
+    transposable: bool | None = None
     mac_count: int | None
     mac_share: float | None
 
@@ -135,7 +140,8 @@ class LintLayer(Record):
 class LintReport(Document):
     """What is sparse in an ONNX file, what could be and what never will be; `ok` is False if a claim is broken.
 
-    `findings` are claims of the file as a whole that do not hold, `remarks` what else should be known about all its layers.
+    `findings` are claims of the file as a whole that do not hold, and sparse layers that are not transposable where the user
+    demanded it; `remarks` what else should be known about all its layers.
     `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast; None if unknown.
     """
 
