@@ -6,6 +6,7 @@ layout of the weights happen when the plan is loaded, so that the weights that r
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, final
 
@@ -19,6 +20,7 @@ from masksparse_deploy.core.files import atomic_output, make_folder, sha256_byte
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.batches import check_images, run_in_batches
+from masksparse_deploy.engine.expose import expose_in_plan
 from masksparse_deploy.engine.packages import installed_versions
 from masksparse_deploy.engine.plans import metadata_path, read_plan
 from masksparse_deploy.engine.processor import available_core_count, processor_facts
@@ -32,6 +34,7 @@ __all__ = ["OnnxRuntimeBackend"]
 _PROVIDERS = ["CPUExecutionProvider"]
 _LOG_FATAL_ONLY = 4
 _NO_KERNELS = "this runtime has no 2:4 kernels: it multiplies the zeros too"
+_QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
@@ -66,15 +69,21 @@ class OnnxRuntimeBackend:
         runtime = _runtime()
         progress(f"build {name}", 0, 2)
         source = read_source(onnx_path, expose)
-        model = source.with_exposed_outputs()
+        # refuses, before the work begins, a tensor that cannot be returned
+        with_all = source.with_exposed_outputs()
         plan_path = make_folder(folder) / f"{name}.plan.onnx"
         with atomic_output(plan_path) as partial:
             # shows that the folder takes files of this size before the runtime, whose errors do not tell, writes there
-            partial.write_bytes(model)
-            settings = _settings(runtime, runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, threads=1)
-            settings.optimized_model_filepath = str(partial)
-            _load(runtime, model, settings, what=str(onnx_path))
-            plan = partial.read_bytes()
+            partial.write_bytes(with_all)
+            plan = _optimize(runtime, source.content, partial, what=str(onnx_path))
+            if source.exposed:
+                plan, fused_away = expose_in_plan(plan, source.content, source.exposed)
+                if fused_away:  # only marked in the source do these survive
+                    marked = replace(source, exposed=fused_away).with_exposed_outputs()
+                    plan, _ = expose_in_plan(
+                        _optimize(runtime, marked, partial, what=str(onnx_path)), source.content, source.exposed
+                    )
+                partial.write_bytes(plan)
         progress(f"build {name}", 1, 2)
         artifact = EngineArtifact(
             backend=self.name,
@@ -183,6 +192,14 @@ def _settings(runtime: Any, level: Any, *, threads: int) -> Any:
     return settings
 
 
+def _optimize(runtime: Any, model: bytes, path: Path, *, what: str) -> bytes:
+    """The model after the optimisations that leave weights as they are, by way of the file `path`."""
+    settings = _settings(runtime, runtime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED, threads=1)
+    settings.optimized_model_filepath = str(path)
+    _load(runtime, model, settings, what=what)
+    return path.read_bytes()
+
+
 def _load(runtime: Any, content: bytes, settings: Any, *, what: str) -> Any:
     try:
         return runtime.InferenceSession(content, settings, providers=_PROVIDERS)
@@ -191,16 +208,19 @@ def _load(runtime: Any, content: bytes, settings: Any, *, what: str) -> Any:
 
 
 def _layers(plan: Graph, source: Source) -> tuple[EngineLayer, ...]:
-    """The operators of the plan that read a weight (a constant with two axes or more)."""
+    """The operators of the plan that read a weight (a constant with two axes or more), also behind quantizers."""
     layers = []
+    weights = {name for name, array in plan.constants.items() if array.ndim >= 2}
     for node in plan.nodes:
-        weights = [name for name in node.inputs if name in plan.constants and plan.constants[name].ndim >= 2]
-        if not weights:
+        if weights.isdisjoint(node.inputs):
+            continue
+        if node.op in _QUANTIZERS:
+            weights.update(node.outputs)
             continue
         layers.append(
             EngineLayer(
                 name=node.name or node.outputs[0],
-                onnx_nodes=_merged_nodes(node, source.graph),
+                onnx_nodes=_merged_nodes(node, source.graph) or _namesake(node, source.graph),
                 tactic=f"{node.domain}.{node.op}" if node.domain else node.op,
                 is_sparse=False,
                 reason="ONNX Runtime has no 2:4 kernels",
@@ -231,6 +251,11 @@ def _merged_nodes(node: Node, source: Graph) -> tuple[str, ...]:
         return True
 
     return tuple(found) if all(reaches_inputs(name) for name in node.outputs) else ()
+
+
+def _namesake(node: Node, source: Graph) -> tuple[str, ...]:
+    """The node of the source whose name the optimiser kept while it renamed tensors around it."""
+    return tuple(candidate.name for candidate in source.nodes if candidate.name == node.name)
 
 
 def _first_line(error: Exception) -> str:
