@@ -27,7 +27,7 @@ def command(
     out: Path,
     as_json: bool,
 ) -> None:
-    """Choose which weights to keep; the weights themselves stay frozen."""
+    """Choose which weights to keep; the weights themselves stay frozen, but with --method adaprune or sparse-training."""
     from masksparse_deploy.learn.run import learn
 
     with alone_in(out), shown_progress() as progress:

@@ -22,7 +22,7 @@ EXIT_INTERRUPTED = 130
 VERBS = {
     "deploy": "The whole chain of a configuration file, and the verdict.",
     "select": "Choose which layers are worth a mask, within a budget of accuracy.",
-    "learn": "Choose which weights to keep; the weights stay frozen.",
+    "learn": "Choose which weights to keep.",
     "import": "Take over a model that another tool made sparse.",
     "bake": "Write the zeros into an ONNX file that says what is sparse.",
     "lint": "What is sparse in any ONNX file, what could be, and why not.",

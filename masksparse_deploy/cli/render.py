@@ -14,6 +14,7 @@ from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
+from masksparse_deploy.core.patterns import NMPattern
 
 __all__ = [
     "bake_lines",
@@ -51,7 +52,7 @@ def learn_lines(report: LearnReport) -> list[str]:
     dense = accuracies.pop("dense")
     methods = "   ".join(f"{name} {_percent(value)}" for name, value in accuracies.items())
     lines = [
-        f"{report.pattern} along input channels: {_share(report.convolutions)} convolutions, "
+        f"{report.pattern} along {_along(report.pattern)}: {_share(report.convolutions)} convolutions, "
         f"{_percent(report.macs.masked / report.macs.total)} of MACs, "
         f"{_percent(report.parameters.masked / report.parameters.total)} of parameters",
         f"{methods}   (dense {_percent(dense)})",
@@ -59,13 +60,21 @@ def learn_lines(report: LearnReport) -> list[str]:
     lines += _recipe_lines(report)
     if report.permutation_count:
         lines.append(f"channels reordered in {report.permutation_count} tensors; the dense network computes the same")
-    if report.weights_sha256_before == report.weights_sha256_after:
-        statistics = "; batch-norm statistics follow the masks" if report.statistics_updated else ""
+    statistics = "; batch-norm statistics follow the masks" if report.statistics_updated else ""
+    if report.changed_parameters:
+        moved = [layer.weight_change for layer in report.layers if layer.weight_change is not None]
+        far = f", kept ones moved by {_percent(min(moved))} to {_percent(max(moved))}" if moved else ""
+        lines.append(f"new weights in {len(report.changed_parameters)} parameters{far}{statistics}")
+    elif report.weights_sha256_before == report.weights_sha256_after:
         lines.append(f"weights bit-identical{statistics}")
     else:
         lines.append("[bold red]the weights changed[/]: this must not happen; do not deploy")
     lines += [f"left dense: {escape(layer.name)} ({escape(layer.reason)})" for layer in report.skipped]
     return lines
+
+
+def _along(pattern: str) -> str:
+    return "input and output channels" if NMPattern.parse(pattern).transposable else "input channels"
 
 
 def _recipe_lines(report: LearnReport) -> list[str]:
@@ -97,6 +106,8 @@ def bake_lines(report: BakeReport) -> list[str]:
     layers = "1 layer conforms" if conforming == 1 else f"{conforming} layers conform"
     head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {layers}"
     lines = [head + (f", {len(broken)} do not" if broken else ", none lost")]
+    if report.weights_updated:
+        lines.append("sparse.onnx has the new weights, dense.onnx those of the trained network")
     if report.padded:
         lines.append(_padding_line(report.padded))
     if report.ranges:

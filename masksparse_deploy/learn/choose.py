@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.learn.attach import Method
-from masksparse_deploy.learn.methods import Methods
+from masksparse_deploy.learn.methods import Methods, WeightMethod
 from masksparse_deploy.learn.sparsifier import Outcome
 
 __all__ = ["Candidate", "Choice", "choose"]
@@ -51,14 +51,14 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
         total: the number of these images.
         largest_drop: the accuracy gate of the recipe, in percentage points below the dense network.
     """
-    if methods.options.method == "auto":
+    method = methods.options.method
+    if method == "auto":
         return _recipe(methods, count, total=total, largest_drop=largest_drop)
     # Where no order keeps more, names must not speak of one.
     permuted = methods.options.permute and bool(methods.permutations)
     tried = list(_baselines(methods, permuted=permuted))
-    method = methods.options.method
-    if method in ("scores", "gumbel"):
-        tried += _learned(methods, count, "scores" if method == "scores" else "gumbel", permuted=permuted)
+    if method != "magnitude" and method != "transposable":
+        tried += _learned(methods, count, method, permuted=permuted)
     elif not methods.options.batch_norm:
         # The baseline with new statistics is shown, the one without is kept.
         tried.sort(key=lambda candidate: not candidate.name.endswith(BATCH_NORM))
@@ -79,13 +79,13 @@ def _baselines(methods: Methods, *, permuted: bool) -> Iterator[Candidate]:
         yield Candidate(name + BATCH_NORM, methods.run(methods.reestimated(sparsifier), permuted=permuted))
 
 
-def _learned(methods: Methods, count: Count, method: Method, *, permuted: bool) -> list[Candidate]:
+def _learned(methods: Methods, count: Count, method: Method | WeightMethod, *, permuted: bool) -> list[Candidate]:
     """The learned masks, and the same with new statistics; the one to keep comes last."""
     name = method + (PERMUTATION if permuted else "")
-    learned = Candidate(name, methods.run(methods.learned(method), permuted=permuted))
+    learned = Candidate(name, methods.run(methods.sparsifier(method), permuted=permuted))
     asked = methods.options.recalibrate
-    # Without images to decide on, only statistics of masks drawn at random are sure to gain.
-    wanted = methods.options.batch_norm and (methods.may_decide or method == "gumbel") if asked is None else asked
+    # Without images to decide on, only statistics of masks drawn at random, and those of the dense network, are sure to gain.
+    wanted = methods.options.batch_norm and (methods.may_decide or method in ("gumbel", "adaprune")) if asked is None else asked
     if not (wanted and methods.has_batch_norm):
         return [learned]
     recalibrated = Candidate(name + BATCH_NORM, methods.recalibrated(learned.outcome))

@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from masksparse_deploy.core.masks import AxisPermutation
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.adaprune.sparsifier import AdaPrune
 from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.batch_norm import batch_norms
+from masksparse_deploy.learn.dynamic.sparse_training import SparseTraining
 from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.magnitude import Magnitude
@@ -25,7 +28,10 @@ from masksparse_deploy.learn.permuted import Permuted
 from masksparse_deploy.learn.reestimated import Reestimated
 from masksparse_deploy.learn.sparsifier import Given, Outcome, Sparsifier
 
-__all__ = ["CHECKPOINT", "TENSORBOARD", "Methods"]
+__all__ = ["CHECKPOINT", "TENSORBOARD", "Methods", "WeightMethod"]
+
+# These bring new weights; all others leave them frozen.
+WeightMethod = Literal["adaprune", "sparse-training"]
 
 CHECKPOINT = "learn.checkpoint"
 TENSORBOARD = "tensorboard"
@@ -121,6 +127,8 @@ class Methods:
             MachineError: a device or a package is missing.
         """
         method = self.options.method
+        if method == "sparse-training":
+            self.sparse_training().check(self.model, self.layers, self.train)
         if method in ("auto", "scores", "gumbel"):
             self.learned("gumbel" if method == "gumbel" else "scores").check(self.model, self.layers, self.train)
 
@@ -133,6 +141,34 @@ class Methods:
             log_folder=self.out / TENSORBOARD if self.options.tensorboard else None,
             progress=self.progress,
         )
+
+    def adaprune(self) -> Sparsifier:
+        """Masks by magnitude, with kept weights fitted to the dense layers' outputs."""
+        return AdaPrune(
+            pattern=self.pattern,
+            calibration_count=self.options.calibration_count,
+            batch_size=self.options.batch_size,
+            augment=self.options.augment,
+            seed=self.options.seed,
+            ridge=self.options.ridge,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def sparse_training(self) -> SparseTraining:
+        """Weights trained under masks that follow them."""
+        return SparseTraining(
+            options=self.options,
+            checkpoint=self.out / CHECKPOINT,
+            log_folder=self.out / TENSORBOARD if self.options.tensorboard else None,
+            progress=self.progress,
+        )
+
+    def sparsifier(self, method: Method | WeightMethod) -> Sparsifier:
+        """What takes data to find masks, or new weights with them."""
+        if method == "adaprune":
+            return self.adaprune()
+        return self.sparse_training() if method == "sparse-training" else self.learned(method)
 
     def run(self, sparsifier: Sparsifier, *, permuted: bool) -> Outcome:
         """What `sparsifier` finds for the network, in the new channel order if `permuted`."""

@@ -63,3 +63,19 @@ def test_the_four_checkpoints_of_every_layer() -> None:
 def test_without_masked_layers_there_is_no_table() -> None:
     assert list(survival_table(())) == []
     assert not any("sparsity seen" in line for line in validate_lines(make_validation().model_copy(update={"survival": ()})))
+
+
+def test_what_happened_to_the_weights_is_said_as_it_is() -> None:
+    assert "weights bit-identical; batch-norm statistics follow the masks" in lines()
+    other = "0" * 64
+    assert "[bold red]the weights changed[/]: this must not happen; do not deploy" in lines(weights_sha256_after=other)
+    moved = tuple(
+        layer.model_copy(update={"weight_change": change, "pattern": "T2:4"})
+        for layer, change in zip(make_learn().layers, (0.03, 0.5, *[0.1] * 20), strict=False)
+    )
+    text = lines(
+        weights_sha256_after=other, changed_parameters=("a.weight", "b.weight"), layers=moved, pattern="T2:4", method="adaprune"
+    )
+    assert "new weights in 2 parameters, kept ones moved by 3.0 % to 50.0 %; batch-norm statistics follow the masks" in text
+    assert text[0].startswith("T2:4 along input and output channels: ")
+    assert not any("must not happen" in line for line in text)

@@ -208,6 +208,15 @@ class TestMethods:
         choice = decide({}, method=method, pattern=TRANSPOSABLE, batch_norm=False)
         assert names(choice.tried) == ["transposable + batch norm", "magnitude", "transposable"]
 
+    def test_new_statistics_come_with_fitted_weights_in_any_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Methods, "adaprune", lambda self: _Learned())
+        monkeypatch.setattr(Methods, "sparse_training", lambda self: _Learned())
+        assert names(decide({}, method="adaprune", may_decide=False).tried)[-2:] == ["adaprune", "adaprune + batch norm"]
+        # Those of sparse training were learned along.
+        assert names(decide({}, method="sparse-training", may_decide=False).tried)[-1] == "sparse-training"
+        counts = {"adaprune": 800, "adaprune + batch norm": 799}
+        assert names(decide(counts, method="adaprune").tried)[-1] == "adaprune"
+
     def test_transposable_masks_are_found_in_a_new_order_of_channels(self) -> None:
         choice = decide({}, method="transposable", pattern=TRANSPOSABLE, permute=True)
         assert names(choice.tried) == [

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions
 from masksparse_deploy.core.errors import ArtifactError, MachineError, OutputError, UsageError
-from masksparse_deploy.core.masks import read_mask_set
+from masksparse_deploy.core.masks import MaskSet, read_mask_set
 from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.learn.model import weights_fingerprint
 from masksparse_deploy.learn.run import CHECKPOINT, MASKS, REPORT, learn
 from tests.learn.networks import PATH, labelled_by_network, shallow_net
 from tests.models.tiny_cnn import example_images, tiny_cnn
@@ -260,3 +261,77 @@ def test_transposable_masks_are_reported_as_such(folder: Path) -> None:
     # Of the same network, free masks keep more.
     free = run(folder, MASK.model_copy(update={"method": "magnitude"}), out="free")
     assert all(a.kept_magnitude_share < b.kept_magnitude_share for a, b in zip(report.layers, free.layers, strict=True))
+
+
+def with_new_weights(masks: MaskSet) -> torch.nn.Module:
+    """The network as it is to be deployed, put together by hand."""
+    model = tiny_cnn()
+    state = model.state_dict()
+    for permutation in masks.permutations:
+        state[permutation.name].copy_(state[permutation.name].index_select(permutation.axis, torch.tensor(permutation.order)))
+    for name, value in {**masks.weights, **masks.statistics}.items():
+        state[name].copy_(torch.tensor(value))
+    return model
+
+
+@pytest.mark.parametrize("permute", [False, True])
+@pytest.mark.parametrize(("method", "pattern"), [("adaprune", "2:4"), ("adaprune", "T2:4"), ("sparse-training", "T2:4")])
+def test_methods_that_change_weights_bring_the_ones_they_were_measured_with(
+    folder: Path, method: str, pattern: str, permute: bool
+) -> None:
+    change = {"method": method, "pattern": pattern, "permute": permute, "mask_steps": 4, "batch_norm": method == "adaprune"}
+    report = run(folder, MASK.model_copy(update=change))
+    masks, test = read_mask_set(folder / "out" / MASKS), np.load(folder / "test.npz")
+    assert report.pattern == pattern
+    assert report.method.startswith(method)
+    assert ("magnitude" in [a.method for a in report.accuracies]) and (pattern == "2:4") == (
+        "transposable" not in [a.method for a in report.accuracies]
+    )
+    assert report.changed_parameters == tuple(sorted(masks.weights)) != ()
+    assert set(masks.layers) <= set(masks.weights)
+    for layer in report.layers:
+        mask, weight = masks.layers[layer.weight_name], masks.weights[layer.weight_name]
+        assert not weight[~mask.keep].any()
+        assert layer.weight_change is not None
+        assert layer.weight_change > 0
+    model = with_new_weights(masks)
+    with torch.inference_mode():
+        correct = int((model(torch.from_numpy(test["images"])).argmax(1).numpy() == test["labels"]).sum())
+    assert report.accuracies[-1].correct == correct
+    assert report.weights_sha256_after == weights_fingerprint(model) != report.weights_sha256_before
+    again = run(folder, MASK.model_copy(update=change), out="again")
+    assert again == report
+
+
+def test_how_far_weights_moved_is_relative_to_what_the_mask_keeps(folder: Path) -> None:
+    report = run(folder, MASK.model_copy(update={"method": "adaprune"}))
+    masks, state = read_mask_set(folder / "out" / MASKS), tiny_cnn().state_dict()
+    for layer in report.layers:
+        kept = state[layer.weight_name].numpy() * masks.layers[layer.weight_name].keep
+        distance = np.linalg.norm(masks.weights[layer.weight_name] - kept) / np.linalg.norm(kept)
+        assert layer.weight_change == pytest.approx(float(distance), rel=1e-5)
+
+
+def test_interrupted_sparse_training_continues_to_the_same_bytes(folder: Path) -> None:
+    def interrupt(description: str, done: int, total: int) -> None:
+        if description == "sparse training" and done == 7:
+            raise KeyboardInterrupt
+
+    mask = MASK.model_copy(update={"method": "sparse-training", "mask_steps": 2})
+    run(folder, mask, out="whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, mask, progress=interrupt)
+    assert (folder / "out" / CHECKPOINT).exists()
+    run(folder, mask)
+    for name in (MASKS, REPORT):
+        assert (folder / "out" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+
+
+def test_sparse_training_without_labels_is_refused_before_the_baselines(folder: Path) -> None:
+    np.savez(folder / "train.npz", images=labelled_by_network(96, 1).images)
+    seen: list[str] = []
+    with pytest.raises(UsageError, match=r"data\.train has no labels"):
+        run(folder, MASK.model_copy(update={"method": "sparse-training"}), progress=lambda text, *_: seen.append(text))
+    assert seen == []
+    # Fitting needs none.
+    assert run(folder, MASK.model_copy(update={"method": "adaprune"})).method == "adaprune + batch norm"

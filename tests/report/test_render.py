@@ -251,3 +251,20 @@ def test_the_recipe_says_what_each_stage_brought():
     assert "a little optimistic" not in _text(render_report(make_inputs(learn=decided)))
     without = _text(render_report(make_inputs()))
     assert "recipe" not in without and "new order" not in without
+
+
+def test_new_weights_are_said_and_how_far_they_moved():
+    learn = make_learn()
+    layers = tuple(layer.model_copy(update={"pattern": "T2:4", "weight_change": 0.125}) for layer in learn.layers)
+    changes = {"pattern": "T2:4", "method": "sparse-training", "layers": layers, "weights_sha256_after": "0" * 64}
+    names = (*(layer.weight_name for layer in layers), "fc.weight")
+    text = _text(render_report(make_inputs(learn=learn.model_copy(update={**changes, "changed_parameters": names}))))
+    assert "T2:4 along the input channels and along the output channels, masks chosen by “sparse-training”" in text
+    assert "It gave 10 parameters new values, and batch-norm statistics follow; the dense network keeps its own." in text
+    assert text.count("12.5 %") >= len(layers)
+    assert "Moved by" in text and "trained" in text
+    without = _text(render_report(make_inputs()))
+    assert "The weights themselves did not change" in without and "Moved by" not in without
+    assert "2:4 along the input channels, masks chosen" in without
+    unexpected = learn.model_copy(update={"weights_sha256_after": "0" * 64})
+    assert "The weights changed while the masks were learned." in _text(render_report(make_inputs(learn=unexpected)))
