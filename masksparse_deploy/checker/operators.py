@@ -1,0 +1,41 @@
+"""One ONNX operator applied to arrays by ONNX's own reference implementation, in the precision of the arrays."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.helper
+from onnx.reference import ReferenceEvaluator
+
+__all__ = ["apply"]
+
+Array = npt.NDArray[Any]
+
+
+def apply(node: onnx.NodeProto, inputs: Sequence[Array | None], *, opset: int) -> Array:
+    """The first output of `node`.
+
+    Args:
+        node: the operator, of the standard domain.
+        inputs: in its order; None where an optional one is left out.
+        opset: version of the standard operators.
+
+    Raises:
+        Exception: what the reference implementation raises where it has no such operator, or the shapes do not fit.
+    """
+    run = _evaluator(node.SerializeToString(deterministic=True), opset)
+    feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+    results: Any = run.run([node.output[0]], feeds)
+    return np.asarray(results[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _evaluator(node: bytes, opset: int) -> ReferenceEvaluator:
+    proto = onnx.NodeProto.FromString(node)
+    inputs = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(proto.input) if name]
+    outputs = [onnx.ValueInfoProto(name=proto.output[0])]
+    graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
+    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))

@@ -1,0 +1,129 @@
+"""The network recursions of docs/bounds.md, section 3: how far the two networks can be apart, node by node."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from masksparse_deploy.checker.evaluation import apply_exactly
+from masksparse_deploy.checker.layers import LayerNorms
+from masksparse_deploy.checker.network import Network, attributes_of
+from masksparse_deploy.checker.pair import Pair
+from masksparse_deploy.checker.rules import NoRuleError, Surroundings, rule_of
+
+__all__ = ["Setting", "at_zero", "change_factor", "data_free_bound", "missing_rules"]
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setting:
+    """Two networks, the shapes of their tensors for one sample, and the norms of their layers."""
+
+    pair: Pair
+    shapes: Mapping[str, tuple[int, ...]]
+    norms: LayerNorms
+
+    @property
+    def dense(self) -> Surroundings:
+        """What rules of the dense network look at."""
+        return self._around(self.pair.dense, "dense")
+
+    @property
+    def sparse(self) -> Surroundings:
+        """The same of the sparse one."""
+        return self._around(self.pair.sparse, "sparse")
+
+    def _around(self, network: Network, which: Any) -> Surroundings:
+        return Surroundings(
+            network=network,
+            variables=network.variables(),
+            shapes=self.shapes,
+            norm=lambda node: self.norms.norm(node, which).value,
+        )
+
+
+def data_free_bound(setting: Setting, *, radius: float) -> float:
+    """The bound for all inputs with a norm up to `radius`, in float64 and not enlarged.
+
+    r <- Lip(f) r + ||f(0)|| bounds the dense network's tensors, e <- Lip(f~) e + Lip(f - f~) r + ||(f - f~)(0)|| the distance.
+
+    Raises:
+        NoRuleError: there is no rule for an operator.
+        KeyError: the shape of a tensor is not known.
+    """
+    dense, sparse = setting.dense, setting.sparse
+    name = dense.network.inputs[0].name
+    norms, bounds = {name: radius}, {name: 0.0}
+    for node in dense.network.nodes:
+        inputs = [key for key in node.input if key in dense.variables]
+        if not inputs:
+            continue
+        origin = at_zero(node, dense)
+        bound = rule_of(node, sparse).combine([bounds[key] for key in inputs])
+        if setting.pair.differs(node):
+            offset = float(np.linalg.norm(origin - at_zero(node, sparse)))
+            bound += change_factor(node, setting) * norms[inputs[0]] + offset
+        norms[node.output[0]] = rule_of(node, dense).combine([norms[key] for key in inputs]) + float(np.linalg.norm(origin))
+        bounds[node.output[0]] = bound
+    return float(bounds[dense.network.outputs[0]])
+
+
+def missing_rules(setting: Setting) -> set[str]:
+    """The operators for which this checker has no rule, as they are used."""
+    sparse = setting.sparse
+    missing = set()
+    for node in sparse.network.nodes:
+        if not any(name in sparse.variables for name in node.input):
+            continue
+        try:
+            at_zero(node, sparse)
+            rule_of(node, sparse)
+        except NoRuleError as error:
+            missing.add(str(error))
+        except KeyError:
+            missing.add(f"{node.op_type} with an input of unknown shape")
+    return missing
+
+
+def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
+    """f(0) for one sample: biases, and activations that are not 0 at 0.
+
+    Raises:
+        NoRuleError: it cannot be computed, or not for each sample of a batch by itself.
+    """
+    count = around.network.batch or 2
+    inputs = [
+        np.zeros((count, *around.shapes[name])) if name in around.variables else around.network.constants.get(name)
+        for name in node.input
+    ]
+    result = apply_exactly(node, inputs, opset=around.network.opset)
+    if result.shape[:1] != (count,):
+        raise NoRuleError(f"{node.op_type} across samples")
+    first: Array = result[0]
+    return first
+
+
+def change_factor(node: onnx.NodeProto, setting: Setting) -> float:
+    """Lip(f - f~) of a node that reads other constants in the sparse file.
+
+    Raises:
+        NoRuleError: none is known.
+    """
+    if node.op_type in ("Conv", "Gemm", "MatMul"):
+        return setting.norms.norm(node, "difference").value
+    if node.op_type == "Add":
+        return 0.0  # the constants' difference does not depend on x
+    if node.op_type == "BatchNormalization":
+        factors = [_factors(node, network) for network in (setting.pair.dense, setting.pair.sparse)]
+        return float(np.abs(factors[0] - factors[1]).max())
+    raise NoRuleError(f"{node.op_type} whose parameters differ between the two files")
+
+
+def _factors(node: onnx.NodeProto, network: Network) -> Array:
+    scale, variance = (network.constants[node.input[place]].astype(np.float64) for place in (1, 4))
+    factors: Array = scale / np.sqrt(variance + attributes_of(node).get("epsilon", 1e-5))
+    return factors
