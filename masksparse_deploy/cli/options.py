@@ -63,9 +63,9 @@ def with_options(
     return decorate
 
 
-def with_test_samples(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the options that describe test images; it gets them as `samples`."""
-    data = click.option("--data", required=True, help=_sentence(DataOptions.model_fields["test"]))
+def with_test_samples(command: Callable[..., Any], *, required: bool = True) -> Callable[..., Any]:
+    """Give a command the options that describe test images; it gets them as `samples`, None where these may be left out."""
+    data = click.option("--data", required=required, help=_sentence(DataOptions.model_fields["test"]))
     return data(_with_image_sets(command, {"data": "samples"}))
 
 
