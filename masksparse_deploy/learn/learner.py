@@ -64,7 +64,8 @@ class Learner:
         device = self._accelerator.device
         seen = torch.from_numpy(train.images[:_COMPARED_COUNT]).to(device)
         self._teacher = teacher_copy(model, seen) if options.distillation > 0 else None
-        self._student = copy.deepcopy(model)
+        # Where it will run, as what is made ready may depend on that.
+        self._student = copy.deepcopy(model).to(device)
         self._trainee = prepare(self._student)
         self._norms = batch_norms(self._student) if options.batch_norm else {}
         for module in self._norms.values():

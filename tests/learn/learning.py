@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -11,6 +12,7 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
+from masksparse_deploy.learn.dynamic import SparseTraining
 from masksparse_deploy.learn.eligibility import EligibleLayer, survey_layers
 from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.probe import probe_model
@@ -23,15 +25,15 @@ OPTIONS = MaskOptions(epochs=3, batch_size=32, augment="shift-mirror", device="c
 TRAIN = labelled_by_network(96, seed=1)
 
 
-def layers(model: nn.Module) -> tuple[EligibleLayer, ...]:
-    return survey_layers(model, probe_model(model, (3, 8, 8)), pattern=PATTERN).eligible
+def layers(model: nn.Module, pattern: NMPattern = PATTERN) -> tuple[EligibleLayer, ...]:
+    return survey_layers(model, probe_model(model, (3, 8, 8)), pattern=pattern).eligible
 
 
 def run(
     checkpoint: Path,
     change: Mapping[str, object] | None = None,
     *,
-    method: Method = "scores",
+    method: Method | Literal["sparse-training"] = "scores",
     model: nn.Module | None = None,
     train: Samples = TRAIN,
     log_folder: Path | None = None,
@@ -39,11 +41,16 @@ def run(
 ) -> Outcome:
     model = model or tiny_cnn()
     options = OPTIONS.model_copy(update=change or {})
+    eligible = layers(model, NMPattern.parse(options.pattern))
+    if method == "sparse-training":
+        training = SparseTraining(options=options, checkpoint=checkpoint, log_folder=log_folder, progress=progress)
+        return training.sparsify(model, eligible, train)
     learned = Learned(options=options, method=method, checkpoint=checkpoint, log_folder=log_folder, progress=progress)
-    return learned.sparsify(model, layers(model), train)
+    return learned.sparsify(model, eligible, train)
 
 
 def content(outcome: Outcome) -> list[object]:
-    """What two runs must have in common to be called the same: digests of masks and statistics, and losses."""
+    """What two runs must have in common to be called the same: digests of masks and statistics, losses, and new weights."""
     digests = {name: mask.digest for name, mask in outcome.masks.items()}
-    return [digests, fingerprint(outcome.statistics), [point.loss for point in outcome.history]]
+    losses = [point.loss for point in outcome.history]
+    return [digests, fingerprint(outcome.statistics), losses, fingerprint(outcome.weights)]

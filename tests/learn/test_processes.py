@@ -91,22 +91,23 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
         {"checkpoint": "a", "options": {"batch_size": 16, "accumulate": 2, "max_steps": 5}},
         {"checkpoint": "b", "method": "gumbel", "options": {"batch_size": 16, "autocast": "bfloat16"}},
         {"checkpoint": "c", "options": plain},
+        {"checkpoint": "w", "method": "sparse-training", "options": {"batch_size": 16, "pattern": "T2:4", "mask_steps": 2}},
         {"checkpoint": "file/d"},
         {"checkpoint": "e", "images": 3},
     ]
     with started(tmp_path, plans, count=2) as processes:
         main, other = (results(process) for process in processes)
-    for index in range(3):
+    for index in range(4):
         assert main[index]["content"] == other[index]["content"]
     # The main process alone shows progress and writes.
-    assert [len(result["seen"]) for result in main] == [3, 9, 9, 1, 0]
+    assert [len(result["seen"]) for result in main] == [3, 9, 9, 9, 1, 0]
     assert not any(result["seen"] for result in other)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file", "w"]
     # What the main process alone fails at ends the others too, who would wait for it else.
-    assert main[3]["error"] == "OutputError"
-    assert other[3]["message"] == "the main process failed, see its message; all processes stop"
-    assert main[4] == other[4]
-    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[4]["message"]
+    assert main[4]["error"] == "OutputError"
+    assert other[4]["message"] == "the main process failed, see its message; all processes stop"
+    assert main[5] == other[5]
+    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[5]["message"]
     # Two processes see in a step what one sees with two batches. A half of the sum of two float32 means is their mean.
     alone = content(run(tmp_path / "alone", {**plain, "accumulate": 2}))
     assert main[2]["content"][0] == alone[0]

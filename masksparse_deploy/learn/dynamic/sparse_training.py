@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import final
 
+import torch
 from torch import nn
 
 from masksparse_deploy.core.config import MaskOptions
@@ -21,6 +22,8 @@ from masksparse_deploy.learn.training import Training
 __all__ = ["SparseTraining"]
 
 METHOD = "sparse-training"
+
+_DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @final
@@ -67,4 +70,5 @@ class SparseTraining(Sparsifier):
     def _prepare(self, network: nn.Module, layers: Sequence[EligibleLayer]) -> WeightTrainee:
         pattern = NMPattern.parse(self.options.pattern)
         choose = partial(choose_mask, pattern=pattern, solver=self.options.solver)
-        return WeightTrainee(network, layers, pattern, choose, self.options.mask_steps)
+        steps, dtype = self.options.mask_steps, _DTYPES[self.options.autocast]
+        return WeightTrainee(network, layers, pattern, choose, mask_steps=steps, dtype=dtype)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.dynamic.masked_weight import MaskedWeight
+from masksparse_deploy.learn.dynamic.semi_structured import current_gpu, kernel_obstacle, use_sparse_products
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
 from masksparse_deploy.learn.trainee import Trainee
 
@@ -21,7 +22,7 @@ __all__ = ["Choose", "WeightTrainee"]
 Choose = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.bool_]]
 
 # Chosen on training images that were held out, from the pretrained CIFAR-10 ResNet-20: docs/measurements/accuracy.md.
-_PEAK_LEARNING_RATE = 0.05
+_PEAK_LEARNING_RATE = 0.01
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-4
 
@@ -31,7 +32,14 @@ class WeightTrainee(Trainee):
     """All parameters of a network in training, the layers' weights behind masks that are chosen anew every so many steps."""
 
     def __init__(
-        self, network: nn.Module, layers: Sequence[EligibleLayer], pattern: NMPattern, choose: Choose, mask_steps: int
+        self,
+        network: nn.Module,
+        layers: Sequence[EligibleLayer],
+        pattern: NMPattern,
+        choose: Choose,
+        *,
+        mask_steps: int,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Put masks before the weights of all `layers`, in place.
 
@@ -41,6 +49,7 @@ class WeightTrainee(Trainee):
             pattern: of the masks that `choose` makes.
             choose: the mask for given magnitudes.
             mask_steps: steps from one choice to the next.
+            dtype: that products are computed in; with a 16-bit one, layers use sparse kernels where the GPU has them.
         """
         self.peak_learning_rate = _PEAK_LEARNING_RATE
         self._pattern, self._choose, self._mask_steps = pattern, choose, mask_steps
@@ -52,7 +61,10 @@ class WeightTrainee(Trainee):
             weight = self._parameters[layer.weight_name]
             masked = MaskedWeight(weight.detach(), choose(_magnitude(weight)))
             # "unsafe" leaves out a trial run; shape and dtype are kept by construction.
-            parametrize.register_parametrization(network.get_submodule(layer.name), "weight", masked, unsafe=True)
+            module = network.get_submodule(layer.name)
+            parametrize.register_parametrization(module, "weight", masked, unsafe=True)
+            if kernel_obstacle(module, pattern, dtype, current_gpu(weight.device)) is None:
+                use_sparse_products(module, pattern, dtype)
             self._masked[layer.weight_name] = masked
 
     def learned(self) -> Mapping[str, Sequence[nn.Parameter]]:
