@@ -1,0 +1,5 @@
+"""AdaPrune: masks whose kept weights are fitted to the dense network's outputs on a small calibration set."""
+
+from masksparse_deploy.learn.adaprune.sparsifier import AdaPrune
+
+__all__ = ["AdaPrune"]
