@@ -21,8 +21,8 @@ def polyphase(kernel: Array, *, strides: Sequence[int], dilations: Sequence[int]
         dilations: one for each spatial axis.
 
     Returns:
-        The kernel (out_channels, in_channels x phases, *taps), along each axis with ceil(extent / stride) taps, and by how much
-        the input grid shrinks along each spatial axis.
+        The kernel (out_channels, in_channels x phases, *taps), with ceil(extent / stride) taps along each axis and without the
+        phases that no tap reads, and by how much the input grid shrinks along each spatial axis.
     """
     shrink = []
     for axis, (stride, dilation) in enumerate(zip(strides, dilations, strict=True), start=2):
@@ -40,6 +40,7 @@ def polyphase(kernel: Array, *, strides: Sequence[int], dilations: Sequence[int]
         index[axis] = slice(0, extent, dilation)
         spread[tuple(index)] = kernel
         split = spread.reshape(*kernel.shape[:axis], length // stride, stride, *kernel.shape[axis + 1 :])
-        phases = np.moveaxis(split, axis + 1, 2)  # (out_channels, in_channels, phase, ...)
+        read = sorted({tap * dilation % stride for tap in range(taps)})  # fewer taps than phases: the others read nothing
+        phases = np.moveaxis(split, axis + 1, 2)[:, :, read]  # (out_channels, in_channels, phase, ...)
         kernel = phases.reshape(kernel.shape[0], -1, *phases.shape[3:])
     return kernel, tuple(shrink)
