@@ -1,16 +1,20 @@
 """What a node's changed constants can do to its output, for every input."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.lipschitz import NoRuleError, weight_norm
+from masksparse_deploy.certify.lipschitz import constant_factor, weight_norm
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.nodes import apply_node
+from masksparse_deploy.graph.normalization import NORMALIZATIONS, epsilon_of
 
 __all__ = ["at_zero", "change_factor"]
 
@@ -19,6 +23,8 @@ Array = npt.NDArray[Any]
 
 def at_zero(node: Node, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Array:
     """f(0) for one sample: what biases, constants and activations like the sigmoid add."""
+    if node.op in ("Reshape", "Resize"):  # their shapes may be computed, and they add nothing
+        return np.zeros((1, *shapes[node.outputs[0]]))
     inputs = []
     for name in node.inputs:
         value = graph.constants.get(name)
@@ -37,7 +43,17 @@ def change_factor(node: Node, pair: Pair, shapes: Mapping[str, tuple[int, ...]],
         name = node.inputs[1]
         difference = pair.dense.constants[name].astype(np.float64) - pair.sparse.constants[name].astype(np.float64)
         return weight_norm(node, difference, shapes[node.inputs[0]], norms).value
-    if node.op == "Add":
+    if node.op in ("Mul", "Div"):
+        (name,) = (name for name in node.inputs if name in pair.dense.constants)
+        dense, sparse = (graph.constants[name].astype(np.float64) for graph in (pair.dense, pair.sparse))
+        change = {name: dense - sparse if node.op == "Mul" else 1 / dense - 1 / sparse}
+        inputs = [key for key in node.inputs if key != name]
+        return constant_factor(replace(node, op="Mul"), change, inputs, shapes[inputs[0]], shapes[node.outputs[0]])
+    if node.op == "PRelu" or node.op in NORMALIZATIONS:
+        dense, sparse = (graph.constants[node.inputs[1]].astype(np.float64) for graph in (pair.dense, pair.sparse))
+        # what is scaled by the one or the other is at most ||x||, or ||x|| / sqrt(epsilon)
+        return float(np.abs(dense - sparse).max()) / (math.sqrt(epsilon_of(node)) if node.op in NORMALIZATIONS else 1.0)
+    if node.op in ("Add", "Sub"):
         return 0.0  # the difference of two constants does not depend on x
     if node.op == "BatchNormalization":
         dense, sparse = (_channel_factors(node, graph) for graph in (pair.dense, pair.sparse))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.lipschitz import NoRuleError
+from masksparse_deploy.certify.activations import slope
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.nodes import apply_node
 
@@ -18,9 +19,11 @@ __all__ = ["enlarge"]
 
 Array = npt.NDArray[Any]
 
-_SAME = ("Cast", "Clip", "Dropout", "Identity", "Relu", "Tanh")
 # Operators that move, average or compare elements: applied to distances they give the distances of their outputs.
-_ITSELF = ("AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Squeeze")
+_ITSELF = (
+    *("AveragePool", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceSum"),
+    *("Resize", "Slice", "Squeeze", "Transpose", "Unsqueeze"),
+)
 
 
 def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tuple[int, ...], batch: int | None) -> Array:
@@ -36,17 +39,30 @@ def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tup
     attributes = node.attributes
     inputs = [distances[name] if name in distances else graph.constants.get(name) for name in node.inputs]
     u = distances.get(node.inputs[0])
-    if node.op == "Add":
+    if node.op in ("Add", "Sub"):
         return np.broadcast_to(sum(distances[name] for name in node.inputs if name in distances), shape)
     if node.op == "Concat":
         parts = [distances.get(name, np.zeros_like(graph.constants.get(name, 0.0))) for name in node.inputs]
         return np.concatenate(parts, axis=attributes["axis"])
+    if node.op in ("Mul", "Div") and len(distances) == 1:
+        constant = next(np.abs(graph.constants[name].astype(np.float64)) for name in node.inputs if name not in distances)
+        (only,) = distances.values()
+        return np.broadcast_to(only * constant if node.op == "Mul" else only / constant, shape)
     if u is None:
         raise NoRuleError(f"{node.op} with a computed parameter")
-    if node.op in _SAME:
-        return u
+    largest = slope(node, graph)
+    if largest is not None:
+        return u * largest
+    if node.op == "Reshape":
+        return u.reshape(shape)
+    if node.op == "Resize" and inputs[-1] is None:  # to sizes that are computed from the shape of the model's input
+        return apply_node(node, [u, None, None, np.array(shape)], batch=batch)
     if node.op in _ITSELF:
         return apply_node(node, [u, *inputs[1:]], batch=batch)
+    if node.op == "Softmax":  # one row of diag(p) - p p^T
+        return np.broadcast_to(0.5 * u.max(axis=attributes.get("axis", -1), keepdims=True), shape)
+    if node.op == "LogSoftmax":  # one row of I - 1 p^T
+        return np.asarray(u + u.max(axis=attributes.get("axis", -1), keepdims=True))
     if node.op in ("Conv", "Gemm", "MatMul"):
         weight = np.abs(graph.constants[node.inputs[1]].astype(np.float64))
         return apply_node(node, [u, weight, None], batch=batch, absolute=True)
@@ -55,12 +71,6 @@ def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tup
         return apply_node(
             zero, [u, *(None if position == 1 else array for position, array in enumerate(inputs[1:]))], batch=batch
         )
-    if node.op == "LeakyRelu":
-        return u * max(1.0, abs(float(attributes.get("alpha", 0.01))))
-    if node.op == "Sigmoid":
-        return u / 4
-    if node.op == "HardSigmoid":
-        return u * abs(float(attributes.get("alpha", 0.2)))
     if node.op == "BatchNormalization":
         scale, _, _, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:])
         zeros = np.zeros_like(scale)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.lipschitz import NoRuleError, weight_norm
+from masksparse_deploy.certify.lipschitz import weight_norm
 from masksparse_deploy.certify.operator_norm import NormCache
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.core.artifacts.certificate import LayerBound
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 
@@ -25,12 +26,13 @@ def layer_bound(
     `shapes` are those of its input and output, without the batch.
 
     Raises:
-        NoRuleError: not a two-dimensional convolution or product with a matrix, or its bias is no constant.
+        NoRuleError: neither a convolution of one to three dimensions nor a product with a matrix, or its bias is no constant.
     """
     node = dense.node
     if dense.bias is None and any(node.inputs[2:]):
         raise NoRuleError(f"{node.op} with a computed bias")
     source, result = shapes[node.inputs[0]], shapes[node.outputs[0]]
+    channel_axis = 0 if node.op in ("Conv", "ConvTranspose") else len(result) - 1
     kernel, sparse_kernel = dense.weight.astype(np.float64), sparse.weight.astype(np.float64)
     difference = weight_norm(node, kernel - sparse_kernel, source, norms)
     return LayerBound(
@@ -41,8 +43,8 @@ def layer_bound(
         difference_norm=difference.value,
         dense_norm=weight_norm(node, kernel, source, norms).value,
         sparse_norm=weight_norm(node, sparse_kernel, source, norms).value,
-        bias_difference=_bias_difference(dense, sparse, channels=result[0] if node.op == "Conv" else result[-1]),
-        output_positions=math.prod(result[1:] if node.op == "Conv" else result[:-1]),
+        bias_difference=_bias_difference(dense, sparse, channels=result[channel_axis]),
+        output_positions=math.prod(result) // result[channel_axis],
         method=difference.method,
     )
 

@@ -1,55 +1,37 @@
 """How much each operator can enlarge the l2 distance between two inputs of one sample; docs/bounds.md derives the constants."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
 
+from masksparse_deploy.certify.activations import slope
+from masksparse_deploy.certify.norms.geometry import norm_geometry
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
+from masksparse_deploy.certify.rule import NoRuleError, Rule
 from masksparse_deploy.graph.model import Graph, Node
-from masksparse_deploy.graph.nodes import apply_node, conv_geometry, pad_widths, pool_geometry, slice_axes
+from masksparse_deploy.graph.nodes import axes_of, pad_widths, pool_geometry, slice_axes
+from masksparse_deploy.graph.normalization import NORMALIZATIONS, epsilon_of, normalized_axes
+from masksparse_deploy.graph.operators import pool_divisors
+from masksparse_deploy.graph.resize import resize_matrices
 
-__all__ = ["NoRuleError", "Rule", "lipschitz_rule", "variable_tensors", "weight_norm"]
+__all__ = ["constant_factor", "lipschitz_rule", "variable_tensors", "weight_norm"]
 
 Array = npt.NDArray[Any]
 # Shapes of one sample by tensor name: (channels, height, width), (features,), ...
 SampleShapes = Mapping[str, tuple[int, ...]]
-_FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_Number = TypeVar("_Number", float, npt.NDArray[np.float64])
 
-
-class NoRuleError(Exception):
-    """There is no proved constant for an operator as it is used; the text names it, for the certificate."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rule:
-    """||f(x) - f(y)|| <= the sum, or for a concatenation the root of the sum of squares, of factors[i] ||x_i - y_i||.
-
-    `factors` has one entry for each variable input in order. Inputs that are constants don't count.
-    """
-
-    factors: tuple[float, ...]
-    is_concatenation: bool = False
-
-    def combine(self, distances: Sequence[_Number]) -> _Number:
-        """The bound of the output's distance, from the bounds of the variable inputs' distances."""
-        terms = [factor * distance for factor, distance in zip(self.factors, distances, strict=True)]
-        total = terms[0] ** 2 if self.is_concatenation else terms[0]
-        for term in terms[1:]:
-            total = total + (term**2 if self.is_concatenation else term)
-        return total**0.5 if self.is_concatenation else total
+# Operators whose other inputs are shapes, which may be computed from the shape of the model's input.
+_SHAPED = ("Reshape", "Resize")
 
 
 def variable_tensors(graph: Graph) -> frozenset[str]:
-    """Names of the tensors that depend on the model's input."""
+    """Names of the tensors that depend on the values of the model's input."""
     names = set(graph.inputs)
     for node in graph.nodes:
-        if names & set(node.inputs):
+        if names & set(node.inputs) and node.op != "Shape":
             names |= set(node.outputs)
     return frozenset(names)
 
@@ -68,29 +50,63 @@ def lipschitz_rule(node: Node, graph: Graph, variables: frozenset[str], shapes: 
         NoRuleError: no constant is known, or none exists.
     """
     inputs = [name for name in node.inputs if name in variables]
-    if any(name and name not in variables and name not in graph.constants for name in node.inputs):
+    if node.op not in _SHAPED and any(name and name not in variables and name not in graph.constants for name in node.inputs):
         raise NoRuleError(f"{node.op} with a computed parameter")
     sources = [shapes[name] for name in inputs]
     result = shapes[node.outputs[0]]
     if node.op == "Concat":
         return Rule(factors=(1.0,) * len(inputs), is_concatenation=True)
-    if node.op == "Add":
-        # an input with fewer axes than the sum has its samples along another axis of it
-        if any(len(shape) < len(result) for shape in sources):
-            raise NoRuleError("Add across samples")
+    # an input with fewer axes than the result has its samples along another axis of it
+    if node.op in _BROADCASTING and any(len(shape) < len(result) for shape in sources):
+        raise NoRuleError(f"{node.op} across samples")
+    if node.op in ("Add", "Sub"):
         # broadcasting repeats every element of a smaller input equally often
         return Rule(factors=tuple(math.sqrt(math.prod(result) / math.prod(shape)) for shape in sources))
+    if node.op in ("Mul", "Div"):
+        return Rule(factors=(constant_factor(node, graph.constants, inputs, sources[0], result),))
     if len(inputs) != 1 or node.inputs[0] != inputs[0]:
         raise NoRuleError(f"{node.op} with a computed parameter")
     if node.op in ("Conv", "Gemm", "MatMul"):
         return Rule(factors=(weight_norm(node, graph.constants[node.inputs[1]], sources[0], norms).value,))
-    if node.op not in _FACTORS:
-        raise NoRuleError(node.op)
-    return Rule(factors=(_FACTORS[node.op](node, graph, sources[0], result),))
+    factor = slope(node, graph)
+    if factor is None:
+        if node.op not in _FACTORS:
+            raise NoRuleError(node.op)
+        factor = _FACTORS[node.op](node, graph, sources[0], result)
+    return Rule(factors=(factor,))
+
+
+def constant_factor(
+    node: Node, constants: Mapping[str, Array], inputs: Sequence[str], source: Sequence[int], result: Sequence[int]
+) -> float:
+    """How much a Mul or Div by a constant enlarges distances.
+
+    Args:
+        node: the operator.
+        constants: where its constant is.
+        inputs: names of its variable inputs.
+        source: shape of the variable one, without the batch.
+        result: shape of the output.
+
+    Raises:
+        NoRuleError: both are variable, or the divisor is, or is zero somewhere.
+    """
+    if len(inputs) != 1 or (node.op == "Div" and node.inputs[0] not in inputs):
+        raise NoRuleError(f"{node.op} by a computed tensor")
+    (name,) = (name for name in node.inputs if name not in inputs)
+    constant = constants[name].astype(np.float64)
+    if node.op == "Div" and not constant.all():
+        raise NoRuleError("Div by zero")
+    squares = (1 / constant if node.op == "Div" else constant) ** 2
+    if squares.ndim > len(result):
+        squares = squares.max(axis=0)  # along the batch
+    squares = np.broadcast_to(squares, result)
+    repeated = tuple(axis for axis, length in enumerate(source) if length == 1 and result[axis] > 1)
+    return float(np.sqrt(squares.sum(axis=repeated).max()))
 
 
 def weight_norm(node: Node, weight: Array, shape: Sequence[int], norms: NormCache) -> NormBound:
-    """A bound of the operator norm of a Conv, Gemm or MatMul with `weight` in place of its own.
+    """A bound of the operator norm of a Conv, ConvTranspose, Gemm or MatMul with `weight` in place of its own.
 
     Args:
         node: the operator, for strides, padding, groups and scalars.
@@ -99,13 +115,17 @@ def weight_norm(node: Node, weight: Array, shape: Sequence[int], norms: NormCach
         norms: operator norms known so far.
 
     Raises:
-        NoRuleError: not a two-dimensional convolution or product with a matrix.
+        NoRuleError: neither a convolution of one to three dimensions nor a product with a matrix.
     """
-    if node.op == "Conv" and weight.ndim == 4:
-        strides, pads, dilations = conv_geometry(node, shape[1:], weight.shape[2:])
-        padded = (shape[1] + pads[0] + pads[2], shape[2] + pads[1] + pads[3])
-        groups = int(node.attributes.get("group", 1))
-        return norms.convolution(weight, strides=strides, dilations=dilations, groups=groups, padded_size=padded)
+    if node.op in ("Conv", "ConvTranspose") and 3 <= weight.ndim <= 5:
+        geometry = norm_geometry(node, size=shape[1:], taps=weight.shape[2:])
+        return norms.convolution(
+            weight,
+            strides=geometry.strides,
+            dilations=geometry.dilations,
+            groups=geometry.groups,
+            padded_size=geometry.padded_size,
+        )
     if weight.ndim != 2 or node.attributes.get("transA", 0):
         raise NoRuleError(f"{node.op} with a weight of {weight.ndim} dimensions or a transposed input")
     bound = norms.matrix(weight)
@@ -133,21 +153,6 @@ def _constants(node: Node, graph: Graph) -> list[Array | None]:
     return [graph.constants.get(name) for name in node.inputs]
 
 
-def _cast(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    # Bounds are about exact arithmetic, in which a number is the same in every floating-point format.
-    if node.attributes["to"] not in _FLOATS:
-        raise NoRuleError("Cast to integers")
-    return 1.0
-
-
-def _leaky_relu(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    return max(1.0, abs(float(node.attributes.get("alpha", 0.01))))
-
-
-def _hard_sigmoid(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    return abs(float(node.attributes.get("alpha", 0.2)))
-
-
 def _batch_normalization(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
     scale, _, _, variance = (graph.constants[name].astype(np.float64) for name in node.inputs[1:])
     return float(np.max(np.abs(scale) / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))))
@@ -159,18 +164,22 @@ def _window_overlap(kernel: Sequence[int], strides: Sequence[int]) -> int:
 
 
 def _max_pool(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    kernel, strides, _ = pool_geometry(node, source[1:])
-    return math.sqrt(_window_overlap(kernel, strides))
+    geometry = pool_geometry(node, source[1:])
+    return math.sqrt(_window_overlap(geometry.kernel, geometry.strides))
 
 
 def _average_pool(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
-    kernel, strides, pads = pool_geometry(node, source[1:])
-    smallest = float(math.prod(kernel))
-    if any(pads) and not node.attributes.get("count_include_pad", 0):
-        # the average with padding of ones is the share of a window's elements that are not padding
-        counting = dataclasses.replace(node, attributes={**node.attributes, "count_include_pad": 1})
-        smallest *= float(apply_node(counting, [np.ones((1, 1, *source[1:]))], batch=None).min())
-    return math.sqrt(_window_overlap(kernel, strides) / smallest)
+    geometry = pool_geometry(node, source[1:])
+    divisors = pool_divisors(
+        source[1:],
+        kernel=geometry.kernel,
+        strides=geometry.strides,
+        pads=geometry.pads,
+        count_include_pad=bool(node.attributes.get("count_include_pad", 0)),
+        extension=geometry.extension,
+    )
+    # a window of n elements that is divided by d >= n is at most sqrt(n) / d times their norm, and so is 1 / sqrt(d)
+    return math.sqrt(_window_overlap(geometry.kernel, geometry.strides) / float(divisors.min()))
 
 
 def _mean(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
@@ -178,24 +187,85 @@ def _mean(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]
     return math.sqrt(math.prod(result) / math.prod(source))
 
 
+def _sum(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    return math.sqrt(math.prod(source) / math.prod(result))
+
+
+def _reduced(
+    function: Callable[[Node, Graph, Sequence[int], Sequence[int]], float],
+) -> Callable[[Node, Graph, Sequence[int], Sequence[int]], float]:
+    """The same function for a Reduce operator that leaves the batch alone."""
+
+    def factor(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+        rank = len(source) + 1
+        axes = axes_of(node, _constants(node, graph), rank)
+        if axes is None and node.attributes.get("noop_with_empty_axes", 0):
+            return 1.0
+        if axes is None or 0 in axes:
+            raise NoRuleError(f"{node.op} across samples")
+        return function(node, graph, source, result)
+
+    return factor
+
+
+def _transpose(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    if 0 not in node.attributes.get("perm", ())[:1]:
+        raise NoRuleError("Transpose across samples")
+    return 1.0
+
+
+def _unsqueeze(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    given = node.attributes.get("axes")
+    axes = graph.constants[node.inputs[1]].reshape(-1).tolist() if given is None else given
+    if any(int(axis) % (len(result) + 1) == 0 for axis in axes):
+        raise NoRuleError("Unsqueeze across samples")
+    return 1.0
+
+
+def _resize(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    # a product of one matrix for each axis, whose norm is the product of theirs; computed sizes are those of the result
+    scales = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    matrices = resize_matrices(node, (1, *source), scales, np.array((1, *result)))
+    if matrices[0] is not None:
+        raise NoRuleError("Resize across samples")
+    # a relative 1e-9 for the rounding of the singular values
+    return math.prod(float(np.linalg.norm(matrix, 2)) for matrix in matrices if matrix is not None) * (1 + 1e-9)
+
+
+def _softmax(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    axis = int(node.attributes.get("axis", -1)) % (len(source) + 1)
+    if axis == 0:
+        raise NoRuleError(f"{node.op} across samples")
+    # diag(p) - p p^T has rows with absolute sums 2 p (1 - p) <= 1/2; ||I - 1 p^T|| is largest where p has one element: sqrt(n)
+    return 0.5 if node.op == "Softmax" else math.sqrt(source[axis - 1])
+
+
+def _normalization(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
+    if 0 in normalized_axes(node, len(source) + 1):
+        raise NoRuleError(f"{node.op} across samples")
+    # true for all inputs, but so large that the recursions over samples take the one of certify.local
+    return float(np.abs(graph.constants[node.inputs[1]].astype(np.float64)).max()) / math.sqrt(epsilon_of(node))
+
+
+_BROADCASTING = ("Add", "Div", "Mul", "Sub")
 _FACTORS: Mapping[str, Callable[[Node, Graph, Sequence[int], Sequence[int]], float]] = {
+    **dict.fromkeys(NORMALIZATIONS, _normalization),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
-    "Cast": _cast,
-    "Clip": _one,
-    "Dropout": _one,
     "Flatten": _one,
     "GlobalAveragePool": _mean,
-    "HardSigmoid": _hard_sigmoid,
-    "Identity": _one,
-    "LeakyRelu": _leaky_relu,
+    "GlobalMaxPool": _one,
+    "LogSoftmax": _softmax,
     "MaxPool": _max_pool,
     "Pad": _pad,
-    "ReduceMean": _mean,
-    "Relu": _one,
+    "ReduceMax": _reduced(_one),
+    "ReduceMean": _reduced(_mean),
+    "ReduceSum": _reduced(_sum),
     "Reshape": _one,
-    "Sigmoid": lambda node, graph, source, result: 0.25,
+    "Resize": _resize,
     "Slice": _slice,
+    "Softmax": _softmax,
     "Squeeze": _one,
-    "Tanh": _one,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
 }

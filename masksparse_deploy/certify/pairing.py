@@ -13,6 +13,7 @@ from masksparse_deploy.graph.fold import fold_constants
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import read_graph
+from masksparse_deploy.graph.splits import expand_splits
 
 __all__ = ["Pair", "pair_graphs", "read_pair"]
 
@@ -24,8 +25,8 @@ _FLOATING_KINDS = "fV"
 class Pair:
     """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only.
 
-    Stored constants are folded to where they are read (see graph.fold); `stored_names` has the name in the file of each
-    operator's weight, by the operator's first output.
+    Stored constants are folded to where they are read (see graph.fold), and a Split is a Slice for each output. `stored_names`
+    has the name in the file of each operator's weight, by the operator's first output.
     """
 
     dense: Graph
@@ -55,7 +56,7 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
 def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
     """The same for graphs already read."""
     stored_names = {layer.node.outputs[0]: layer.stored_name for layer in weighted_layers(dense)}
-    dense, sparse = fold_constants(dense), fold_constants(sparse)
+    dense, sparse = (expand_splits(fold_constants(graph)) for graph in (dense, sparse))
     difference = next(_differences(dense, sparse), None)
     if difference is not None:
         raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")

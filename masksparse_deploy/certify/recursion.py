@@ -8,6 +8,8 @@ recursions are carried side by side, which differ in the last term and in what e
 - hybrid: so it is, and a bound of each element's distance is carried beside; at every tensor the smaller of the two counts.
 """
 
+import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,13 @@ import numpy.typing as npt
 
 from masksparse_deploy.certify.changes import at_zero, change_factor
 from masksparse_deploy.certify.elementwise import enlarge
-from masksparse_deploy.certify.lipschitz import NoRuleError, Rule, lipschitz_rule, variable_tensors
+from masksparse_deploy.certify.fused import fused_in_both
+from masksparse_deploy.certify.lipschitz import lipschitz_rule, variable_tensors
+from masksparse_deploy.certify.local import is_local, local_rule
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair
 from masksparse_deploy.certify.propagation import LastLayer, Propagation, joined
+from masksparse_deploy.certify.rule import NoRuleError, Rule
 from masksparse_deploy.core.artifacts.certificate import HYBRID, MEASURED_NORMS, MEASURED_RESIDUALS
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.graph.evaluate import Evaluation
@@ -46,6 +51,15 @@ class _Distance:
     elements: Array
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Inputs:
+    """The variable inputs of a node, by name; what they are in the two networks only where a local rule asks for it."""
+
+    names: list[str]
+    dense: list[Array]
+    sparse: list[Array]
+
+
 def propagate(pair: Pair, images: Array, norms: NormCache, *, progress: Progress) -> Propagation:
     """Run the recursions; both graphs must have one input that `images` (count, ...) fits, and one output.
 
@@ -70,6 +84,9 @@ class _Walk:
         self._pair = pair
         self._norms = norms
         self._variables = variable_tensors(pair.dense)
+        self._fused = fused_in_both(pair)
+        self._interior = frozenset(name for fused in self._fused.values() for name in fused.interior)
+        self._sources = Counter(fused.source for fused in self._fused.values())
         (self._output,) = pair.dense.outputs
         ((name, shape),) = pair.dense.inputs.items()
         self._batch = shape[0]
@@ -92,15 +109,17 @@ class _Walk:
         name = dense.outputs[0]
         is_variable = name in self._variables
         change = self._change(dense, sparse) if is_variable else None
-        size = _row_norms(self._dense.values[dense.inputs[0]]) if change is not None else np.zeros(0)
-        known = {key: self._bounds[key] for key in dense.inputs if key in self._bounds}
+        inputs = self._inputs(sparse)
+        size = _row_norms(self._dense.values[inputs.names[0]]) if change is not None else np.zeros(0)
         result = self._dense.step(dense)
         self._sparse.step(sparse)
-        self._bounds = {key: value for key, value in self._bounds.items() if key in self._dense.values}
-        if not is_variable:
-            return
-        self._shapes[name] = result.shape[1:]
-        self._bounds[name] = self._bound(dense, sparse, known, change, size, result)
+        if is_variable:
+            self._shapes[name] = result.shape[1:]
+            self._bounds[name] = None if name in self._interior else self._bound(dense, sparse, inputs, change, size, result)
+        if name in self._fused:
+            self._sources[self._fused[name].source] -= 1
+        alive = self._dense.values
+        self._bounds = {key: value for key, value in self._bounds.items() if key in alive or self._sources[key] > 0}
 
     def result(self) -> Propagation:
         """The bounds of the output, once all nodes are done."""
@@ -136,29 +155,47 @@ class _Walk:
         bias = biases[0] if biases else None
         return linear if bias is None or not bias.any() else apply_node(dense, [source, weight, bias], batch=self._batch)
 
+    def _inputs(self, node: Node) -> _Inputs:
+        """What the bounds of a node's output depend on, before its inputs are dropped."""
+        names = [name for name in node.inputs if name in self._variables]
+        local = is_local(node, self._variables) and node.outputs[0] not in self._fused
+        return _Inputs(
+            names=names,
+            dense=[self._dense.values[name] for name in names] if local else [],
+            sparse=[self._sparse.values[name] for name in names] if local else [],
+        )
+
     def _bound(
-        self,
-        dense: Node,
-        sparse: Node,
-        known: dict[str, _Distance | None],
-        change: Array | None,
-        size: Array,
-        result: Array,
+        self, dense: Node, sparse: Node, inputs: _Inputs, change: Array | None, size: Array, result: Array
     ) -> _Distance | None:
+        fused = self._fused.get(sparse.outputs[0])
+        names = inputs.names if fused is None else [fused.source]
+        known = [self._bounds[name] for name in names]
+        distances = [distance for distance in known if distance is not None]
         try:
             if result.shape[:1] != (self._count,):
                 raise NoRuleError(f"{sparse.op} across samples")
-            rule = lipschitz_rule(sparse, self._pair.sparse, self._variables, self._shapes, self._norms)
+            if fused is not None:
+                rule = fused.rule(math.prod(result.shape[1:]))
+            elif inputs.dense:
+                rule = Rule(factors=())
+            else:
+                rule = lipschitz_rule(sparse, self._pair.sparse, self._variables, self._shapes, self._norms)
+            if len(distances) < len(known):
+                return None
+            if fused is not None:
+                element = fused.enlarge(distances[0].elements)
+            elif inputs.dense:
+                elements = [distance.elements for distance in distances]
+                local = local_rule(sparse, self._pair.sparse, inputs.dense, inputs.sparse, elements, result.shape)
+                rule, element = local.l2, local.elements
+            else:
+                by_name = {name: distance.elements for name, distance in zip(names, distances, strict=True)}
+                element = enlarge(sparse, self._pair.sparse, by_name, result.shape, self._batch)
         except NoRuleError as error:
             self._missing.add(str(error))
             return None
-        distances = {key: value for key, value in known.items() if value is not None}
-        if len(distances) < len(known):
-            return None
-        inputs = [distances[key] for key in sparse.inputs if key in distances]
-        elements = {key: distance.elements for key, distance in distances.items()}
-        element = enlarge(sparse, self._pair.sparse, elements, result.shape, self._batch)
-        l2 = self._combined(rule, inputs)
+        l2 = self._combined(rule, distances)
         if change is not None:
             element = element + np.abs(change)
             moved = _row_norms(change)
@@ -171,7 +208,7 @@ class _Walk:
         for bounds in l2.values():
             self._check(sparse, result, bounds)
         if sparse.outputs[0] == self._output and sparse.op in ("Gemm", "MatMul"):
-            self._last = self._last_layer(sparse, inputs[0].l2, result if change is None else result - change)
+            self._last = self._last_layer(sparse, distances[0].l2, result if change is None else result - change)
         return _Distance(l2=l2, elements=element)
 
     def _combined(self, rule: Rule, inputs: list[_Distance]) -> dict[str, Array]:

@@ -15,11 +15,11 @@ from masksparse_deploy.certify.claims import (
 )
 from masksparse_deploy.certify.data_free import data_free_bound
 from masksparse_deploy.certify.layers import known_shapes, layer_bound
-from masksparse_deploy.certify.lipschitz import NoRuleError
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair, read_pair
 from masksparse_deploy.certify.propagation import Propagation
 from masksparse_deploy.certify.recursion import propagate
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.core.artifacts.certificate import DATA_FREE, END_TO_END, Certificate, Claim, LayerBound
 from masksparse_deploy.core.config import CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError

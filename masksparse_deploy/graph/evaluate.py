@@ -16,6 +16,7 @@ import numpy.typing as npt
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 from masksparse_deploy.graph.nodes import apply_node, obstacle
+from masksparse_deploy.graph.splits import expand_splits
 
 __all__ = [
     "Evaluation",
@@ -23,6 +24,7 @@ __all__ = [
     "apply_layer",
     "evaluate",
     "require_images",
+    "shape_tensors",
     "unsupported_operators",
 ]
 
@@ -89,6 +91,7 @@ def evaluate(
         UsageError: operators that this evaluation does not cover (all are named), more than one input, images or names that
             don't fit the graph.
     """
+    graph = expand_splits(graph)
     wanted = list(graph.outputs if outputs is None else outputs)
     _require_evaluable(graph)
     require_images(graph, images)
@@ -107,8 +110,23 @@ def evaluate(
 
 def unsupported_operators(graph: Graph) -> tuple[str, ...]:
     """What `evaluate` cannot compute in this graph, sorted, each once; empty if it can compute everything."""
-    found = {reason for node in graph.nodes if (reason := obstacle(node, graph)) is not None}
+    graph = expand_splits(graph)
+    computed = shape_tensors(graph)
+    found = {reason for node in graph.nodes if (reason := obstacle(node, graph, computed)) is not None}
     return tuple(sorted(found))
+
+
+def shape_tensors(graph: Graph) -> frozenset[str]:
+    """Names of the tensors that depend on the shape of the model's input, but not on its values."""
+    fixed, depends = set(graph.constants), set()
+    for node in graph.nodes:
+        if node.op == "Shape" and not node.domain:
+            depends.add(node.outputs[0])
+        elif any(name in depends for name in node.inputs) and all(
+            not name or name in fixed or name in depends for name in node.inputs
+        ):
+            depends |= set(node.outputs)
+    return frozenset(depends)
 
 
 def require_images(graph: Graph, images: Array) -> None:

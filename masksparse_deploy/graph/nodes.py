@@ -1,6 +1,7 @@
 """One ONNX node applied to arrays: attributes and parameter inputs become arguments of graph.operators."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,22 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph import operators
+from masksparse_deploy.graph.activations import ACTIVATIONS
 from masksparse_deploy.graph.conversions import CONVERSIONS, conversion_obstacle
 from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.normalization import NORMALIZATIONS
+from masksparse_deploy.graph.resize import apply_resize, resize_obstacle
 
-__all__ = ["apply_node", "axes_of", "conv_geometry", "obstacle", "pad_widths", "pool_geometry", "slice_axes"]
+__all__ = [
+    "PoolGeometry",
+    "apply_node",
+    "axes_of",
+    "conv_geometry",
+    "obstacle",
+    "pad_widths",
+    "pool_geometry",
+    "slice_axes",
+]
 
 Array = npt.NDArray[Any]
 # The arrays of a node's inputs; None for an optional input that is left out.
@@ -20,8 +33,12 @@ Inputs = Sequence[Array | None]
 # Positions of inputs that must be constants, because they decide shapes.
 _PARAMETER_INPUTS = {
     "Reshape": (1,),
+    "ReduceMax": (1,),
     "ReduceMean": (1,),
+    "ReduceSum": (1,),
+    "Resize": (1, 2, 3),
     "Squeeze": (1,),
+    "Unsqueeze": (1,),
     "Pad": (1, 2, 3),
     "Slice": (1, 2, 3, 4),
     "Clip": (1, 2),
@@ -56,11 +73,25 @@ def apply_node(node: Node, inputs: Inputs, *, batch: int | None, absolute: bool 
         ) from error
 
 
-def pool_geometry(node: Node, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...], operators.Pads]:
-    """Kernel, strides and (top, left, bottom, right) padding of a pooling node for an input of (height, width) `size`."""
+@dataclass(frozen=True, kw_only=True)
+class PoolGeometry:
+    """Kernel and strides in (height, width), padding (top, left, bottom, right), and how far ceil_mode reaches beyond it."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    pads: operators.Pads
+    extension: tuple[int, int]
+
+
+def pool_geometry(node: Node, size: Sequence[int]) -> PoolGeometry:
+    """The geometry of a pooling node for an input of (height, width) `size`."""
     kernel = tuple(node.attributes["kernel_shape"])
     strides = tuple(node.attributes.get("strides", (1, 1)))
-    return kernel, strides, _pads(node, size, kernel, strides, (1, 1))
+    pads = _pads(node, size, kernel, strides, (1, 1))
+    extension = (0, 0)
+    if node.attributes.get("ceil_mode", 0):
+        extension = operators.ceil_extension(size, kernel=kernel, strides=strides, pads=pads)
+    return PoolGeometry(kernel=kernel, strides=strides, pads=pads, extension=extension)
 
 
 def conv_geometry(
@@ -72,8 +103,8 @@ def conv_geometry(
     return strides, _pads(node, size, kernel, strides, dilations), dilations
 
 
-def obstacle(node: Node, graph: Graph) -> str | None:
-    """Why `node` cannot be evaluated, or None."""
+def obstacle(node: Node, graph: Graph, computed: Container[str] = ()) -> str | None:
+    """Why `node` cannot be evaluated, or None; `computed` are tensors that are known once the shape of the input is."""
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}.{node.op}"
     if node.op not in _OPERATORS and node.op not in ("Reshape", "Gemm"):
@@ -86,8 +117,10 @@ def obstacle(node: Node, graph: Graph) -> str | None:
     if node.op in ("MaxPool", "AveragePool"):
         if len(get("kernel_shape", ())) != 2:
             return f"{node.op} that is not two-dimensional"
-        if get("ceil_mode", 0) or get("storage_order", 0) or set(get("dilations", (1,))) != {1}:
-            return f"{node.op} with ceil_mode, storage_order or dilations"
+        if get("storage_order", 0) or set(get("dilations", (1,))) != {1}:
+            return f"{node.op} with storage_order or dilations"
+    if node.op == "Resize" and (reason := resize_obstacle(node)) is not None:
+        return reason
     if node.op == "Slice" and len(node.inputs) < 3:
         return "Slice of an operator set before 10"
     if node.op == "Pad" and get("mode", "constant") != "constant":
@@ -101,7 +134,8 @@ def obstacle(node: Node, graph: Graph) -> str | None:
     if sum(bool(name) for name in node.outputs) > 1:
         return f"{node.op} with {len(node.outputs)} outputs"
     for position in _PARAMETER_INPUTS.get(node.op, ()):
-        if len(node.inputs) > position and node.inputs[position] and node.inputs[position] not in graph.constants:
+        name = node.inputs[position] if len(node.inputs) > position else ""
+        if name and name not in graph.constants and name not in computed:
             return f"{node.op} with a computed parameter"
     return None
 
@@ -213,15 +247,29 @@ def _gemm(node: Node, inputs: Inputs, absolute: bool) -> Array:
 
 def _max_pool(node: Node, inputs: Inputs) -> Array:
     x = _first(inputs)
-    kernel, strides, pads = pool_geometry(node, x.shape[2:])
-    return operators.max_pool(x, kernel=kernel, strides=strides, pads=pads)
+    geometry = pool_geometry(node, x.shape[2:])
+    top, left, bottom, right = geometry.pads
+    pads = (top, left, bottom + geometry.extension[0], right + geometry.extension[1])
+    return operators.max_pool(x, kernel=geometry.kernel, strides=geometry.strides, pads=pads)
 
 
 def _average_pool(node: Node, inputs: Inputs) -> Array:
     x = _first(inputs)
-    kernel, strides, pads = pool_geometry(node, x.shape[2:])
-    include = bool(node.attributes.get("count_include_pad", 0))
-    return operators.average_pool(x, kernel=kernel, strides=strides, pads=pads, count_include_pad=include)
+    geometry = pool_geometry(node, x.shape[2:])
+    return operators.average_pool(
+        x,
+        kernel=geometry.kernel,
+        strides=geometry.strides,
+        pads=geometry.pads,
+        count_include_pad=bool(node.attributes.get("count_include_pad", 0)),
+        extension=geometry.extension,
+    )
+
+
+def _global_max_pool(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    highest: Array = x.max(axis=tuple(range(2, x.ndim)), keepdims=True)
+    return highest
 
 
 def _global_average_pool(node: Node, inputs: Inputs) -> Array:
@@ -230,13 +278,17 @@ def _global_average_pool(node: Node, inputs: Inputs) -> Array:
     return mean
 
 
-def _reduce_mean(node: Node, inputs: Inputs) -> Array:
-    x = _first(inputs)
-    axes = axes_of(node, inputs, x.ndim)
-    if axes is None and node.attributes.get("noop_with_empty_axes", 0):
-        return x
-    mean: Array = x.mean(axis=axes, keepdims=bool(node.attributes.get("keepdims", 1)))
-    return mean
+def _reduced(function: Callable[..., Array]) -> Callable[[Node, Inputs], Array]:
+    """A Reduce operator that applies a NumPy function along the axes given."""
+
+    def apply(node: Node, inputs: Inputs) -> Array:
+        x = _first(inputs)
+        axes = axes_of(node, inputs, x.ndim)
+        if axes is None and node.attributes.get("noop_with_empty_axes", 0):
+            return x
+        return function(x, axis=axes, keepdims=bool(node.attributes.get("keepdims", 1)))
+
+    return apply
 
 
 def _flatten(node: Node, inputs: Inputs) -> Array:
@@ -286,41 +338,39 @@ def _slice(node: Node, inputs: Inputs) -> Array:
     return x[tuple(selection)]
 
 
-def _clip(node: Node, inputs: Inputs) -> Array:
-    low = node.attributes.get("min") if len(inputs) < 2 else inputs[1]
-    high = node.attributes.get("max") if len(inputs) < 3 else inputs[2]
-    x = _first(inputs)
-    return x if low is None and high is None else np.clip(x, low, high)
-
-
-def _hard_sigmoid(node: Node, inputs: Inputs) -> Array:
-    alpha, beta = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
-    clipped: Array = np.clip(alpha * _first(inputs) + beta, 0, 1)
-    return clipped
-
-
-def _leaky_relu(node: Node, inputs: Inputs) -> Array:
-    x = _first(inputs)
-    return np.where(x < 0, node.attributes.get("alpha", 0.01) * x, x)
-
-
-def _sigmoid(node: Node, inputs: Inputs) -> Array:
-    return (1 + np.tanh(_first(inputs) / 2)) / 2  # the form that never overflows
-
-
 def _batch_normalization(node: Node, inputs: Inputs) -> Array:
     x, scale, shift, mean, variance = (_present(inputs, position) for position in range(5))
     epsilon = node.attributes.get("epsilon", 1e-5)
     return operators.batch_normalization(x, scale, shift, mean, variance, epsilon=epsilon)
 
 
+def _unsqueeze(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    given = node.attributes.get("axes")
+    axes = _present(inputs, 1).reshape(-1).tolist() if given is None else given
+    return np.expand_dims(x, tuple(int(axis) for axis in axes))
+
+
+def _resize(node: Node, inputs: Inputs) -> Array:
+    return apply_resize(node, _first(inputs), _optional(inputs, 2), _optional(inputs, 3))
+
+
+def _shape(node: Node, inputs: Inputs) -> Array:
+    x = _first(inputs)
+    start, end = node.attributes.get("start", 0), node.attributes.get("end")
+    return np.array(x.shape[start:end], dtype=np.int64)
+
+
 _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
+    **ACTIVATIONS,
     **CONVERSIONS,
+    **NORMALIZATIONS,
     "Add": lambda node, inputs: _first(inputs) + _present(inputs, 1),
+    "Div": lambda node, inputs: _first(inputs) / _present(inputs, 1),
     "Mul": lambda node, inputs: _first(inputs) * _present(inputs, 1),
+    "Sub": lambda node, inputs: _first(inputs) - _present(inputs, 1),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
-    "Clip": _clip,
     "Concat": lambda node, inputs: np.concatenate(
         [_present(inputs, position) for position in range(len(inputs))], axis=node.attributes["axis"]
     ),
@@ -328,17 +378,20 @@ _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
     "ConvTranspose": _conv_transpose,
     "Dropout": lambda node, inputs: _first(inputs),
     "Flatten": _flatten,
+    "Gather": lambda node, inputs: np.take(_first(inputs), _present(inputs, 1), axis=node.attributes.get("axis", 0)),
     "GlobalAveragePool": _global_average_pool,
-    "HardSigmoid": _hard_sigmoid,
+    "GlobalMaxPool": _global_max_pool,
     "Identity": lambda node, inputs: _first(inputs),
-    "LeakyRelu": _leaky_relu,
     "MatMul": lambda node, inputs: _first(inputs) @ _present(inputs, 1),
     "MaxPool": _max_pool,
     "Pad": _pad,
-    "ReduceMean": _reduce_mean,
-    "Relu": lambda node, inputs: np.maximum(_first(inputs), 0),
-    "Sigmoid": _sigmoid,
+    "ReduceMax": _reduced(np.max),
+    "ReduceMean": _reduced(np.mean),
+    "ReduceSum": _reduced(np.sum),
+    "Resize": _resize,
+    "Shape": _shape,
     "Slice": _slice,
     "Squeeze": _squeeze,
-    "Tanh": lambda node, inputs: np.tanh(_first(inputs)),
+    "Transpose": lambda node, inputs: _first(inputs).transpose(node.attributes.get("perm")),
+    "Unsqueeze": _unsqueeze,
 }

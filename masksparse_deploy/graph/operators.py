@@ -11,9 +11,11 @@ import numpy.typing as npt
 __all__ = [
     "average_pool",
     "batch_normalization",
+    "ceil_extension",
     "convolution",
     "max_pool",
     "pad_zeros",
+    "pool_divisors",
     "resolve_pads",
     "sliding_windows",
     "transposed_convolution",
@@ -151,6 +153,21 @@ def transposed_convolution(
     return convolution(padded, turned, bias, dilations=dilations, groups=groups)
 
 
+def ceil_extension(size: Sequence[int], *, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> tuple[int, int]:
+    """How far the last windows of a pooling with ceil_mode reach beyond the padded (height, width).
+
+    A window that would begin behind the input, in the padding at the end, is left out, as ONNX demands.
+    """
+    extra = []
+    for axis, (length, k, s) in enumerate(zip(size, kernel, strides, strict=True)):
+        before, padded = pads[axis], length + pads[axis] + pads[axis + 2]
+        count = math.ceil((padded - k) / s) + 1
+        if (count - 1) * s >= length + before:
+            count -= 1
+        extra.append(max((count - 1) * s + k - padded, 0))
+    return extra[0], extra[1]
+
+
 def max_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: Pads) -> Array:
     """ONNX MaxPool without dilation: padding never wins."""
     windows = sliding_windows(pad_zeros(x, pads, value=-np.inf), kernel, strides)
@@ -158,15 +175,40 @@ def max_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: P
     return highest
 
 
-def average_pool(x: Array, *, kernel: Sequence[int], strides: Sequence[int], pads: Pads, count_include_pad: bool) -> Array:
-    """ONNX AveragePool without dilation; padded zeros count as elements only with `count_include_pad`."""
-    total: Array = functools.reduce(np.add, _taps(sliding_windows(pad_zeros(x, pads), kernel, strides)))
-    count: Any = math.prod(kernel)
-    if any(pads) and not count_include_pad:
-        ones = np.ones((1, 1, *x.shape[2:]), dtype=x.dtype)
-        count = functools.reduce(np.add, _taps(sliding_windows(pad_zeros(ones, pads), kernel, strides)))
-    average: Array = total / count
-    return average
+def average_pool(
+    x: Array,
+    *,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+    count_include_pad: bool,
+    extension: tuple[int, int] = (0, 0),
+) -> Array:
+    """ONNX AveragePool without dilation; padded zeros count as elements only with `count_include_pad`, the extension never."""
+    padded = pad_zeros(pad_zeros(x, pads), (0, 0, *extension))
+    total: Array = functools.reduce(np.add, _taps(sliding_windows(padded, kernel, strides)))
+    if not any(extension) and (count_include_pad or not any(pads)):
+        return np.asarray(total / math.prod(kernel))
+    divisors = pool_divisors(
+        x.shape[2:], kernel=kernel, strides=strides, pads=pads, count_include_pad=count_include_pad, extension=extension
+    )
+    return np.asarray(total / divisors.astype(x.dtype))
+
+
+def pool_divisors(
+    size: Sequence[int],
+    *,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    pads: Pads,
+    count_include_pad: bool,
+    extension: tuple[int, int] = (0, 0),
+) -> Array:
+    """By what each window's sum is divided in `average_pool`, float64 (1, 1, out_height, out_width)."""
+    counted = pad_zeros(np.ones((1, 1, *size)), pads, value=1.0 if count_include_pad else 0.0)
+    windows = sliding_windows(pad_zeros(counted, (0, 0, *extension)), kernel, strides)
+    divisors: Array = functools.reduce(np.add, _taps(windows))
+    return divisors
 
 
 def batch_normalization(x: Array, scale: Array, shift: Array, mean: Array, variance: Array, *, epsilon: float) -> Array:

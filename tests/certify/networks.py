@@ -1,5 +1,7 @@
 """Random networks written with onnx.helper, each as a dense file and a sparse twin."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,10 +33,17 @@ class Builder:
         self.nodes.append(helper.make_node(op, list(inputs), [f"{name}.out"], name=name, **attributes))
         return f"{name}.out"
 
-    def constant(self, array: Array) -> str:
-        name = f"constant{len(self.constants)}"
+    def constant(self, array: Array, *, what: str = "constant") -> str:
+        name = f"{what}{len(self.constants)}"
         self.constants[name] = array
         return name
+
+    def number(self, value: float) -> str:
+        """A scalar, the same in both files."""
+        return self.constant(np.array(value, dtype=np.float32))
+
+    def integers(self, *values: int) -> str:
+        return self.constant(np.array(values, dtype=np.int64))
 
     def random(self, *shape: int) -> str:
         return self.constant(self.generator.standard_normal(shape, dtype=np.float32))
@@ -100,9 +109,137 @@ def layer(build: Builder, kind: str, x: str) -> str:
         return build.node("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     if kind == "average pool":
         return build.node("AveragePool", x, kernel_shape=[3, 3], strides=[1, 1], pads=[1, 1, 1, 1])
+    if kind in MORE:
+        return MORE[kind](build, x)
     return build.node(kind, x, **({"alpha": -1.5} if kind == "LeakyRelu" else {}))
 
 
+def squeeze_and_excite(build: Builder, x: str) -> str:
+    pooled = build.node("ReduceMean", x, build.integers(2, 3))
+    inside = build.node("Relu", build.conv(pooled, CHANNELS, 4, kernel=1))
+    return build.node("Mul", x, build.node("Sigmoid", build.conv(inside, 4, CHANNELS, kernel=1)))
+
+
+def silu(build: Builder, x: str) -> str:
+    return build.node("Mul", x, build.node("Sigmoid", x))
+
+
+def swish(build: Builder, x: str) -> str:
+    gate = build.node("Sigmoid", build.node("Mul", build.number(-1.7), x))
+    return build.node("Div", build.node("Mul", gate, x), build.number(0.4))
+
+
+def hard_swish(build: Builder, x: str) -> str:
+    gate = build.node("Clip", build.node("Add", x, build.number(3)), build.number(0), build.number(6))
+    return build.node("Div", build.node("Mul", x, gate), build.number(6))
+
+
+def hard_swish_by_gate(build: Builder, x: str) -> str:
+    return build.node("Mul", build.node("HardSigmoid", x, alpha=1 / 6, beta=0.5), x)
+
+
+def gelu(build: Builder, x: str) -> str:
+    error = build.node("Erf", build.node("Div", x, build.number(math.sqrt(2))))
+    return build.node("Mul", build.node("Mul", x, build.number(0.5)), build.node("Add", error, build.number(1)))
+
+
+def gelu_by_tanh(build: Builder, x: str) -> str:
+    cube = build.node("Mul", build.number(0.044715), build.node("Pow", x, build.number(3)))
+    inside = build.node("Mul", build.number(math.sqrt(2 / math.pi)), build.node("Add", x, cube))
+    gate = build.node("Mul", build.number(0.5), build.node("Add", build.node("Tanh", inside), build.number(1)))
+    return build.node("Mul", x, gate)
+
+
+def mish(build: Builder, x: str) -> str:
+    return build.node("Mul", x, build.node("Tanh", build.node("Softplus", x)))
+
+
+def softplus(build: Builder, x: str) -> str:
+    # PyTorch's threshold is 20; at 2 its step is high enough to be seen
+    return build.node("Where", build.node("Greater", x, build.number(2)), x, build.node("Softplus", x))
+
+
+def softsign(build: Builder, x: str) -> str:
+    return build.node("Div", x, build.node("Add", build.node("Abs", x), build.number(1)))
+
+
+def own_product(build: Builder, x: str) -> str:
+    return build.node("Mul", build.conv(x, CHANNELS, CHANNELS, kernel=1), x)
+
+
+def scaled(build: Builder, x: str) -> str:
+    moved = build.node("Sub", build.node("Mul", build.random(CHANNELS, 1, 1), x), build.random(CHANNELS, 1, 1))
+    divisor = build.constant(np.abs(build.generator.standard_normal((CHANNELS, 1, 1), dtype=np.float32)) + np.float32(0.5))
+    return build.node("Div", moved, divisor)
+
+
+def broadcast_scale(build: Builder, x: str) -> str:
+    return build.node("Mul", build.node("GlobalMaxPool", x), build.random(CHANNELS, 2, 3))
+
+
+def upsampled(build: Builder, x: str, mode: str) -> str:
+    scales = build.constant(np.array([1, 1, 2, 1.5], dtype=np.float32), what="fixed")
+    return build.node("Resize", x, "", scales, mode=mode)
+
+
+def shuffled(build: Builder, x: str) -> str:
+    """Channels in two groups, as ShuffleNet mixes them, the shape computed from the batch."""
+    lengths = build.node("Concat", build.node("Shape", x, start=0, end=1), build.integers(2, CHANNELS // 2, -1), axis=0)
+    turned = build.node("Transpose", build.node("Reshape", x, lengths), perm=[0, 2, 1, 3])
+    like = build.node("Concat", build.node("Shape", x, start=0, end=2), build.node("Shape", x, start=2), axis=0)
+    return build.node("Reshape", turned, like)
+
+
+def split(build: Builder, x: str) -> str:
+    build.nodes.append(helper.make_node("Split", [x], [f"a{len(build.nodes)}", f"b{len(build.nodes)}"], axis=1, num_outputs=2))
+    first, second = build.nodes[-1].output
+    return build.node("Concat", build.node("Relu", second), first, axis=1)
+
+
+def layer_normalization(build: Builder, x: str) -> str:
+    turned = build.node("Transpose", x, perm=[0, 2, 3, 1])
+    normal = build.node("LayerNormalization", turned, build.random(CHANNELS), build.random(CHANNELS), axis=-1, epsilon=1e-3)
+    return build.node("Transpose", normal, perm=[0, 3, 1, 2])
+
+
+MORE: dict[str, Callable[[Builder, str], str]] = {
+    "squeeze and excite": squeeze_and_excite,
+    "silu": silu,
+    "swish": swish,
+    "hard swish": hard_swish,
+    "hard swish by gate": hard_swish_by_gate,
+    "gelu": gelu,
+    "gelu by tanh": gelu_by_tanh,
+    "mish": mish,
+    "softplus": softplus,
+    "softsign": softsign,
+    "own product": own_product,
+    "scaled": scaled,
+    "broadcast scale": broadcast_scale,
+    "nearest": lambda build, x: upsampled(build, x, "nearest"),
+    "linear": lambda build, x: upsampled(build, x, "linear"),
+    "shuffled": shuffled,
+    "split": split,
+    "layer normalization": layer_normalization,
+    "instance normalization": lambda build, x: build.node(
+        "InstanceNormalization", x, build.random(CHANNELS), build.random(CHANNELS), epsilon=1e-3
+    ),
+    "ceil max pool": lambda build, x: build.node(
+        "MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 0, 0], ceil_mode=1
+    ),
+    "ceil average pool": lambda build, x: build.node("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "sum of channels": lambda build, x: build.node("Add", build.node("ReduceSum", x, build.integers(1)), x),
+    "softmax": lambda build, x: build.node("Softmax", x, axis=1),
+    "log softmax": lambda build, x: build.node("LogSoftmax", x, axis=1),
+    "prelu": lambda build, x: build.node("PRelu", x, build.random(CHANNELS, 1, 1)),
+    "unsqueezed": lambda build, x: build.node("Squeeze", build.node("Unsqueeze", x, build.integers(2)), build.integers(2)),
+}
+
+
+MORE_KINDS = (
+    *MORE,
+    *("Abs", "Celu", "Elu", "Erf", "Gelu", "HardSwish", "Mish", "Neg", "Selu", "Softplus", "Softsign", "GlobalMaxPool"),
+)
 KINDS = (
     *("conv", "strided conv", "dilated conv", "grouped conv", "residual", "concat", "add constant", "gate"),
     *("batch normalization", "clip", "pad and slice", "max pool", "average pool"),
@@ -129,7 +266,7 @@ def random_pair(kinds: list[str], seed: int, *, change: str = "mask") -> tuple[o
     generator = np.random.default_rng(seed + 1)
     for tensor in sparse.graph.initializer:
         array = numpy_helper.to_array(tensor)
-        if array.dtype != np.float32 or array.ndim == 0:
+        if array.dtype != np.float32 or array.ndim == 0 or tensor.name.startswith("fixed"):
             continue
         if change == "mask" and array.ndim == 4 and array.shape[1] % 4 == 0:
             keep = NMPattern(n=2, m=4).keep_largest(np.abs(array), group_axis=1)

@@ -12,8 +12,9 @@ from onnx import TensorProto, helper
 from masksparse_deploy.bake.precision.floats import ConvertFloats
 from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.certify.elementwise import enlarge
-from masksparse_deploy.certify.lipschitz import NoRuleError, lipschitz_rule, variable_tensors
+from masksparse_deploy.certify.lipschitz import lipschitz_rule, variable_tensors
 from masksparse_deploy.certify.operator_norm import NormCache
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.certify.run import certify
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import CertifyOptions

@@ -9,26 +9,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from masksparse_deploy.certify import lipschitz
+from masksparse_deploy.certify import activations, lipschitz
 from masksparse_deploy.certify.claims import certified_by_margin, certified_by_pairs
 from masksparse_deploy.certify.data_free import data_free_bound
 from masksparse_deploy.certify.elementwise import enlarge
-from masksparse_deploy.certify.lipschitz import NoRuleError
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.certify.pairing import Pair
 from masksparse_deploy.certify.propagation import LastLayer, Propagation
 from masksparse_deploy.certify.recursion import propagate
+from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.core.artifacts.certificate import HYBRID, MEASURED_NORMS, MEASURED_RESIDUALS
 from masksparse_deploy.core.progress import silent
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.model import Node
-from tests.certify.networks import CLASSES, KINDS, Builder, as_pair, random_images, random_pair
+from tests.certify.networks import CLASSES, KINDS, MORE_KINDS, Builder, as_pair, random_images, random_pair
 from tests.models.make_onnx import residual_pair
 
 Array = npt.NDArray[Any]
 
 networks = st.tuples(
-    st.lists(st.sampled_from(KINDS), max_size=4), st.integers(0, 2**16), st.sampled_from(["mask", "everything"])
+    st.lists(st.sampled_from((*KINDS, *MORE_KINDS)), max_size=4), st.integers(0, 2**16), st.sampled_from(["mask", "everything"])
 )
 
 
@@ -73,7 +73,7 @@ def test_data_free_bounds_hold_for_every_input_in_the_ball(network: tuple[list[s
     assert max(bounds.max() for bounds in result.bounds.values()) <= bound * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, *MORE_KINDS))
 def test_every_rule_is_reached(kind: str) -> None:
     result = run(as_pair(random_pair([kind], 3)), random_images(2))
     for claim in (MEASURED_NORMS, MEASURED_RESIDUALS, HYBRID):
@@ -113,8 +113,7 @@ def test_a_corrupt_weight_in_the_sparse_file_is_within_the_bound() -> None:
 
 
 def test_a_wrong_lipschitz_constant_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    constants = {**lipschitz._FACTORS, "LeakyRelu": lambda *_: 0.1}
-    monkeypatch.setattr(lipschitz, "_FACTORS", constants)
+    monkeypatch.setattr(activations, "_SLOPES", {**activations._SLOPES, "LeakyRelu": lambda *_: 0.1})
     with pytest.raises(AssertionError, match="of LeakyRelu 'LeakyRelu1' is below the measured"):
         run(as_pair(random_pair(["LeakyRelu"], 0)), random_images(2))
 
