@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from masksparse_deploy.checker.images import read_images
 from masksparse_deploy.checker.run import check
 
 __all__ = ["main"]
+
+_EXIT_BUG = 70
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CheckerError as error:
         print(f"masksparse: {error}", file=sys.stderr)
         return error.exit_code
+    except Exception:  # Python's own exit code 1 would say that the certificate is wrong
+        traceback.print_exc()
+        print("masksparse: this is a bug in masksparse; please report it with the lines above", file=sys.stderr)
+        return _EXIT_BUG
     print(report.to_json() if given.json else "\n".join(report.lines()))
     return report.exit_code
 

@@ -1,277 +1,121 @@
-"""The claims of a certificate: each field computed again, each sentence written again."""
+"""The claims of a certificate as a whole: which there are, on what they are held against, and what has no rule."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
+import onnx
 
 from masksparse_deploy.checker import texts
-from masksparse_deploy.checker.compare import above, between, equal
-from masksparse_deploy.checker.document import CertificateRecord, ClaimRecord
-from masksparse_deploy.checker.findings import Finding, verdict
-from masksparse_deploy.checker.images import Images
-from masksparse_deploy.checker.recursion import Setting, data_free_bound
+from masksparse_deploy.checker.claim import Evidence, check_claim
+from masksparse_deploy.checker.compare import equal
+from masksparse_deploy.checker.document import CertificateRecord, LayerRecord
+from masksparse_deploy.checker.findings import Finding, Status
+from masksparse_deploy.checker.recursion import missing_rules
 from masksparse_deploy.checker.rules import NoRuleError
 from masksparse_deploy.checker.samples import HYBRID, NORMS, RESIDUALS, Propagated
+from masksparse_deploy.checker.setting import Setting, Which
+from masksparse_deploy.checker.sources import Sources
 
-__all__ = ["ORDER", "Evidence", "check_claim", "check_smallest"]
+__all__ = ["check_claims"]
 
-ORDER = (texts.LAYERWISE, texts.DATA_FREE, NORMS, RESIDUALS, HYBRID)
-_UNITS = {texts.LAYERWISE: "output l2 per input l2"}
-_IMAGES = "needs the images"
-# Largest distances, gains and their medians are computed in float64 on both sides, from outputs whose rounding may cancel:
-# a distance of 1e-6 of the outputs' size keeps ten digits of sixteen.
-_MEASURED = 1e-6
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Evidence:
-    """What claims are held against.
-
-    Attributes:
-        certificate: the whole certificate.
-        setting: the networks, None where shapes or the structure are not known.
-        images: None where none were given.
-        run: the recursions on the samples; None without images, or where they cannot be run.
-        factor: how much larger the recorded norms make a bound than the checker's.
-        obstacle: why there is no run although there are images.
-    """
-
-    certificate: CertificateRecord
-    setting: Setting | None
-    images: Images | None
-    run: Propagated | None
-    factor: float
-    obstacle: str = ""
+_SUBJECT = "certificate"
+_ORDER = (texts.LAYERWISE, texts.DATA_FREE, NORMS, RESIDUALS, HYBRID)
+# docs/bounds.md enlarges bounds by 1e-9 at each node; as much again for the rounding of both sides.
+_NODE_SLACK = 2e-9
+# The norms of a layer that the recursions use.
+_NORMS: tuple[Which, ...] = ("dense", "sparse", "difference")
 
 
-def check_claim(claim: ClaimRecord, evidence: Evidence) -> list[Finding]:
-    """All findings about one claim."""
-    check = _Check(claim, evidence)
-    if claim.bound is None:
-        check.nothing_claimed()
-    elif claim.name == texts.LAYERWISE:
-        check.layerwise()
-    elif claim.name == texts.DATA_FREE:
-        check.data_free()
-    else:
-        check.samples()
-    return check.findings
+def check_claims(record: CertificateRecord, sources: Sources) -> list[Finding]:
+    """All findings about claims; the files must be a pair."""
+    findings = [equal(_SUBJECT, "names of the claims", tuple(claim.name for claim in record.claims), _ORDER)]
+    if findings[0].status == "wrong":  # each name decides what is checked
+        return findings
+    setting = sources.setting(record.grid)
+    findings += [_smallest(record), *_unsupported(record, setting)]
+    run, obstacle = _run(record, sources)
+    evidence = Evidence(
+        certificate=record,
+        setting=setting,
+        images=sources.images,
+        run=run,
+        factor=_factor(record, setting),
+        obstacle=obstacle,
+    )
+    for claim in record.claims:
+        findings += check_claim(claim, evidence)
+    return findings
 
 
-def check_smallest(certificate: CertificateRecord) -> Finding:
+def _smallest(certificate: CertificateRecord) -> Finding:
     """Whether `smallest` names the end-to-end claim with the smallest bound, the first of those that are equal."""
     bounds = {claim.name: claim.bound for claim in certificate.claims if claim.bound is not None}
     bounds.pop(texts.LAYERWISE, None)
     found = min(bounds, key=lambda name: bounds[name], default=None)
-    return equal("certificate", "smallest", certificate.smallest, found)
+    return equal(_SUBJECT, "smallest", certificate.smallest, found)
 
 
-class _Check:
-    def __init__(self, claim: ClaimRecord, evidence: Evidence) -> None:
-        self._claim = claim
-        self._evidence = evidence
-        self._subject = f"claim {claim.name}"
-        self.findings: list[Finding] = []
+def _unsupported(record: CertificateRecord, setting: Setting) -> list[Finding]:
+    """Whether there is really no rule for what is called unsupported, and one for everything else."""
+    missing = missing_rules(setting)
+    operators = {node.op_type for node in setting.pair.dense.nodes} | {node.domain for node in setting.pair.dense.nodes}
+    foreign = [name for name in record.unsupported if name.replace(".", " ").split(" ")[0] not in operators]
+    status: Status = "verified"
+    reason = ""
+    if foreign or (record.unsupported and not missing):
+        status, reason = (
+            "wrong",
+            f"not in the network: {', '.join(foreign)}" if foreign else "there is a rule for every operator",
+        )
+    elif record.unsupported != tuple(sorted(missing)):
+        status, reason = "not checked", f"no independent rule for {', '.join(sorted(missing))}"
+    return [
+        Finding(
+            subject=_SUBJECT,
+            what="unsupported",
+            status=status,
+            recorded=list(record.unsupported),
+            found=sorted(missing),
+            reason=reason,
+        )
+    ]
 
-    def nothing_claimed(self) -> None:
-        claim = self._claim
-        self._equal("statement", claim.statement, texts.NOTHING)
-        self._equal("method", claim.method, "none")
-        self._equal("unit", claim.unit, _UNITS.get(claim.name, "output l2"))
-        self._equal("status", claim.status, "inconclusive")
-        self._equal("assumptions", claim.assumptions, ())
-        for name in ("measured", "tightness", "certified_count", "sample_count"):
-            self._equal(name, getattr(claim, name), None)
-        self._reason()
 
-    def layerwise(self) -> None:
-        claim, layers = self._claim, self._evidence.certificate.layers
-        if not layers:
-            self._wrong("bound", claim.bound, None, "no layer is listed")
-            return
-        worst = max(layers, key=lambda layer: layer.difference_norm)
-        self._common(texts.layerwise_statement(len(layers)), texts.assumptions_of(claim.name, ""))
-        self._equal("bound", claim.bound, worst.difference_norm)
-        self._equal("status", claim.status, "useful")
-        self._equal("certified_count", claim.certified_count, None)
-        self._equal("sample_count", claim.sample_count, None)
-        self._tightness()
-        start, before, after = texts.layerwise_detail(len(layers), worst.layer)
-        run = self._evidence.run
-        if run is None:
-            self._needs_images("measured")
-        else:
-            gains = {name: float(gains.max()) for name, gains in run.gains.items()}
-            self._close("measured", claim.measured, gains.get(worst.node))
-            ratios = [layer.difference_norm / gains[layer.node] for layer in layers if gains.get(layer.node, 0.0) > 0]
-            self._detail(start, before, after, float(np.median(ratios)) if ratios else None, digits=2)
-            return
-        self._detail_without_images(start, before, after, digits=2)
+def _run(record: CertificateRecord, sources: Sources) -> tuple[Propagated | None, str]:
+    """The recursions on as many samples as the claims are about, or why there are none."""
+    if sources.images is None:
+        return None, ""
+    if sources.images.sha256 != record.data_sha256:
+        return None, "the images are not those of the certificate"
+    counts = {claim.sample_count for claim in record.claims if claim.sample_count is not None}
+    available = len(sources.images.images)
+    if any(not 1 <= count <= available for count in counts):
+        return None, f"it is about {max(counts)} samples, and the data set has {available}"
+    try:
+        return sources.run(record.grid, max(counts, default=1)), ""
+    except NoRuleError as error:
+        return None, f"no independent rule for {error}"
+    except KeyError as error:
+        return None, f"the shape of {error} cannot be told"
 
-    def data_free(self) -> None:
-        claim, evidence = self._claim, self._evidence
-        radius = texts.radius_in(claim.statement)
-        if radius is None or claim.bound is None:
-            self._wrong(
-                "statement", claim.statement, texts.data_free_statement("...", claim.bound or 0.0), "no plain radius in it"
-            )
-            return
-        assumptions = texts.assumptions_of(claim.name, evidence.certificate.data_sha256, radius=radius)
-        self._common(texts.data_free_statement(radius, claim.bound), assumptions)
-        self._data_free_bound(claim.bound, float(radius))
-        if evidence.images is None:
-            self._needs_images("radius")
-        else:
-            largest = max(float(np.sqrt(np.square(image.astype(np.float64)).sum())) for image in evidence.images.images)
-            near = {texts.rounded_up(largest * (1 + step)) for step in (-1e-12, 0.0, 1e-12)}
-            self._add("radius", radius in near, radius, texts.rounded_up(largest))
-        self._end_to_end(remark=False)
 
-    def samples(self) -> None:
-        claim, evidence, run = self._claim, self._evidence, self._evidence.run
-        assert claim.bound is not None
-        assumptions = texts.assumptions_of(claim.name, evidence.certificate.data_sha256, count=claim.sample_count)
-        self._common(texts.samples_statement(claim.sample_count, claim.bound), assumptions)
-        if run is None:
-            self._needs_images("bound")
-        elif claim.name not in run.bounds:
-            missing = ", ".join(sorted(run.missing | run.missing_norms))
-            self._unchecked("bound", f"no independent rule for {missing}")
-        else:
-            self.findings.append(
-                above(self._subject, "bound", claim.bound, float(run.bounds[claim.name].max()), slack=evidence.factor - 1)
-            )
-        self._end_to_end(remark=True)
+def _factor(record: CertificateRecord, setting: Setting) -> float:
+    """How much larger the certificate's bounds may be than the checker's, because its norms are.
 
-    def _common(self, statement: str, assumptions: tuple[str, ...]) -> None:
-        claim = self._claim
-        self._equal("statement", claim.statement, statement)
-        self._equal("unit", claim.unit, _UNITS.get(claim.name, "output l2"))
-        self._equal("method", claim.method, texts.method_of(claim.name))
-        self._equal("assumptions", claim.assumptions, assumptions)
-
-    def _end_to_end(self, *, remark: bool) -> None:
-        """Status, counts, measured distance, tightness and the sentence made of them."""
-        claim, run = self._claim, self._evidence.run
-        self._equal("status", claim.status, "useful" if claim.certified_count else "vacuous")
-        self._tightness()
-        start = texts.end_to_end_detail(claim.certified_count, claim.sample_count, claim.tightness)
-        before, after = " Over the samples the bound is ", " times the measured distance (median)."
-        if run is None:
-            self._needs_images("measured")
-            self._needs_images("certified_count")
-            if claim.certified_count is None or not claim.sample_count or not 0 <= claim.certified_count <= claim.sample_count:
-                self._wrong("sample_count", claim.sample_count, None, f"of which {claim.certified_count} are certified")
-            if remark:
-                self._detail_without_images(start, before, after, digits=3)
-            else:
-                self._equal("detail", claim.detail, start)
-            return
-        distances = np.sqrt(np.square(run.dense - run.sparse).sum(axis=1))
-        self._close("measured", claim.measured, float(distances.max()))
-        self._equal("sample_count", claim.sample_count, len(distances))
-        self._certified(run)
-        if not remark:
-            self._equal("detail", claim.detail, start)
-        elif claim.name in run.bounds:
-            moved = distances > 0
-            ratios = run.bounds[claim.name][moved] / distances[moved]
-            self._detail(start, before, after, float(np.median(ratios)) if moved.any() else None, digits=3)
-        else:
-            self._detail_without_images(start, before, after, digits=3)
-
-    def _certified(self, run: Propagated) -> None:
-        claim, factor = self._claim, self._evidence.factor
-        if claim.name in run.bounds:
-            most, fewest = (int(run.certified(claim.name, by).sum()) for by in (1.0, factor))
-        elif claim.name == texts.DATA_FREE and claim.bound is not None:
-            ordered = np.sort(run.dense, axis=1)
-            most = fewest = int((ordered[:, -1] - ordered[:, -2] > math.sqrt(2) * claim.bound).sum())
-        else:
-            self._unchecked("certified_count", "no independent bound")
-            return
-        found = most if most == fewest else f"{fewest} to {most}"
-        ok = claim.certified_count is not None and fewest <= claim.certified_count <= most
-        self._add("certified_count", ok, claim.certified_count, found)
-
-    def _data_free_bound(self, recorded: float, radius: float) -> None:
-        setting = self._evidence.setting
-        if setting is None:
-            self._needs_images("bound")
-            return
+    Every bound is a sum of products in which the norm of each layer, dense, sparse or of their difference, occurs at most once.
+    So it is at most multiplied by the product of what these norms are multiplied by. A recorded norm counts as it is recorded.
+    """
+    recorded = {layer.node: layer for layer in record.layers}
+    factor = (1 + _NODE_SLACK) ** len(setting.pair.dense.nodes)
+    for node in setting.pair.dense.nodes:
         try:
-            found = data_free_bound(setting, radius=radius)
-        except NoRuleError as error:
-            self._unchecked("bound", f"no independent rule for {error}")
-        except KeyError as error:
-            self._unchecked("bound", f"the shape of {error} is not in the file", needs_images=self._evidence.images is None)
-        else:
-            self.findings.append(above(self._subject, "bound", recorded, found, slack=self._evidence.factor - 1))
+            if node.op_type in ("Conv", "Gemm", "MatMul"):
+                factor *= _ratio(node, recorded.get(node.name), setting)
+        except (NoRuleError, KeyError):
+            continue  # such a layer has no norm, and no bound goes through it
+    return factor
 
-    def _reason(self) -> None:
-        """Whether there is really nothing to claim."""
-        claim, evidence = self._claim, self._evidence
-        if claim.name == texts.LAYERWISE:
-            nothing = "The two files hold the same weights and no layer is annotated: nothing is masked."
-            self._add("detail", not evidence.certificate.layers and claim.detail == nothing, claim.detail, nothing)
-            return
-        expected = texts.no_rule(evidence.certificate.unsupported)
-        if evidence.certificate.unsupported:
-            self._equal("detail", claim.detail, expected)
-        elif claim.name in (HYBRID, RESIDUALS, NORMS) and evidence.run is not None and claim.name in evidence.run.bounds:
-            finite = bool(np.isfinite(evidence.run.bounds[claim.name]).all())
-            self._add("detail", not finite or evidence.run.dense.ndim != 2, claim.detail, "a bound")
-        else:
-            self._unchecked("detail", f"nothing is claimed, because: {claim.detail}", needs_images=evidence.images is None)
 
-    def _tightness(self) -> None:
-        claim = self._claim
-        found = claim.bound / claim.measured if claim.measured and claim.bound is not None else None
-        self._equal("tightness", claim.tightness, found)
-
-    def _detail(self, start: str, before: str, after: str, ratio: float | None, *, digits: int) -> None:
-        claim = self._claim
-        if ratio is None:
-            self._equal("detail", claim.detail, start)
-            return
-        printed = texts.printed_in(claim.detail, start + before, after, digits)
-        slack = self._evidence.factor - 1 + _MEASURED
-        found = f"{start}{before}{ratio:.{digits}g}{after}"
-        ok = printed is not None and between(printed, ratio, slack=slack, digits=digits)
-        self._add("detail", ok, claim.detail, found)
-
-    def _detail_without_images(self, start: str, before: str, after: str, *, digits: int) -> None:
-        """The number in the remark cannot be checked; everything else can."""
-        detail = self._claim.detail
-        ok = detail == start or texts.printed_in(detail, start + before, after, digits) is not None
-        if ok and detail != start:
-            self._needs_images("detail")
-        else:
-            self._add("detail", ok, detail, start)
-
-    def _close(self, what: str, recorded: float | None, found: float | None) -> None:
-        self.findings.append(equal(self._subject, what, recorded, found, rounding=_MEASURED))
-
-    def _equal(self, what: str, recorded: Any, found: Any) -> None:
-        self.findings.append(equal(self._subject, what, recorded, found))
-
-    def _add(self, what: str, ok: bool, recorded: Any, found: Any) -> None:
-        self.findings.append(Finding(subject=self._subject, what=what, status=verdict(ok), recorded=recorded, found=found))
-
-    def _wrong(self, what: str, recorded: Any, found: Any, reason: str) -> None:
-        self.findings.append(
-            Finding(subject=self._subject, what=what, status="wrong", recorded=recorded, found=found, reason=reason)
-        )
-
-    def _needs_images(self, what: str) -> None:
-        if self._evidence.images is None:
-            self._unchecked(what, _IMAGES, needs_images=True)
-        else:
-            self._unchecked(what, self._evidence.obstacle)
-
-    def _unchecked(self, what: str, reason: str, *, needs_images: bool = False) -> None:
-        self.findings.append(
-            Finding(subject=self._subject, what=what, status="not checked", reason=reason, needs_images=needs_images)
-        )
+def _ratio(node: onnx.NodeProto, recorded: LayerRecord | None, setting: Setting) -> float:
+    """How far recorded norms of a layer are above the checker's; how far they may be, for a layer that is not listed."""
+    norms = [(setting.norms.norm(node, which), getattr(recorded, f"{which}_norm", math.inf)) for which in _NORMS]
+    return max((min(value / own.value, 1 + own.slack) for own, value in norms if own.value > 0), default=1.0)

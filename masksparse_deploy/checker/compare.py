@@ -5,11 +5,8 @@ from typing import Any
 
 from masksparse_deploy.checker.findings import Finding, verdict
 
-__all__ = ["NORM_SLACK", "above", "between", "equal"]
+__all__ = ["above", "between", "equal"]
 
-# How far a recorded norm may be above the checker's: docs/bounds.md enlarges norms by 1e-9 + (number of weights) 2^-52, which
-# is below 1e-8 for up to 40 million weights.
-NORM_SLACK = 1e-8
 # Both sides compute in float64; sums of up to 10^5 terms are off by less than this.
 _ROUNDING = 1e-10
 
@@ -23,7 +20,7 @@ def equal(subject: str, what: str, recorded: Any, found: Any, *, rounding: float
     return Finding(subject=subject, what=what, status=verdict(same), recorded=recorded, found=found)
 
 
-def above(subject: str, what: str, recorded: float, found: float, *, slack: float = NORM_SLACK) -> Finding:
+def above(subject: str, what: str, recorded: float, found: float, *, slack: float) -> Finding:
     """A bound must not be below what the checker found, nor further above than the documented slack."""
     reason, ok = "", found <= recorded <= found * (1 + slack)
     if recorded < found:

@@ -15,16 +15,24 @@ Array = npt.NDArray[Any]
 
 # The padded grid stands in for the N x N grid while it has at most this many times its cells.
 _PADDED_GRID_FACTOR = 2
-# Singular values in float64 are off by a modest multiple of 2^-53 times the largest; two bounds closer than this are equal.
-_EQUAL = 1e-9
+# How far a recorded norm may be above the checker's, by docs/bounds.md: a norm on a frequency grid by 0.01 %, that of a matrix
+# by one part in 10^8, twice that for the square roots and the float64 of both sides.
+_SLACK = {"grid": 1e-4, "padded grid": 1e-4, "unfolding": 2e-8, "frobenius": 2e-8, "matrix": 2e-8}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norm:
-    """A bound as float64 gives it, not enlarged, and the names of the bounds of docs/bounds.md that come to it."""
+    """The smallest of the documented bounds.
+
+    Attributes:
+        value: in float64, not enlarged.
+        methods: the bounds of docs/bounds.md that come to it, or so close that a certificate may name them instead.
+        slack: how far above `value` a certificate's may be, relative.
+    """
 
     value: float
     methods: frozenset[str]
+    slack: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,35 +56,31 @@ class Geometry:
 
 def matrix_norm(matrix: Array) -> Norm:
     """The largest singular value of a float64 matrix."""
-    return Norm(value=_largest_singular_value(matrix), methods=frozenset({"matrix"}))
+    return _smallest({"matrix": _largest_singular_value(matrix)})
 
 
 def convolution_norm(kernel: Array, geometry: Geometry) -> Norm:
     """The documented bound for a float64 kernel (out_channels, in_channels / groups, one length for each spatial axis)."""
-    of_groups = [_group_norm(part, geometry) for part in np.split(kernel, geometry.groups)]
-    value = max(norm.value for norm in of_groups)
-    largest = (norm.methods for norm in of_groups if norm.value >= value * (1 - _EQUAL))
-    return Norm(value=value, methods=frozenset().union(*largest))
-
-
-def _group_norm(kernel: Array, geometry: Geometry) -> Norm:
     if not kernel.any():
-        return Norm(value=0.0, methods=frozenset({"matrix"}))
-    kernel, shrink = _with_stride_one(kernel, geometry)
+        return _smallest({"matrix": 0.0})
+    of_groups = [_bounds(*_with_stride_one(part, geometry), geometry) for part in np.split(kernel, geometry.groups)]
+    return _smallest({name: max(bounds[name] for bounds in of_groups) for name in of_groups[0]})
+
+
+def _smallest(bounds: Mapping[str, float]) -> Norm:
+    value = min(bounds.values())
+    methods = frozenset(name for name, bound in bounds.items() if bound <= value * (1 + max(_SLACK[other] for other in bounds)))
+    return Norm(value=value, methods=methods, slack=max(_SLACK[name] for name in methods))
+
+
+def _bounds(kernel: Array, shrink: Sequence[int], geometry: Geometry) -> Mapping[str, float]:
+    """The bounds that apply to the kernel of a group, of stride 1 on an input whose lengths are divided by `shrink`."""
     taps = kernel.shape[2:]
     if math.prod(taps) == 1:
-        return matrix_norm(kernel.reshape(kernel.shape[:2]))
-    bounds = _bounds(kernel, [-(-length // by) for length, by in zip(geometry.padded, shrink, strict=True)], geometry.grid)
-    value = min(bounds.values())
-    return Norm(value=value, methods=frozenset(name for name, bound in bounds.items() if bound <= value * (1 + _EQUAL)))
-
-
-def _bounds(kernel: Array, padded: Sequence[int], grid: int) -> Mapping[str, float]:
-    """Bounds (a) or (b), and (c), of a kernel of stride 1, by name; `padded` are the lengths of its padded input."""
-    taps = kernel.shape[2:]
-    cells = [1 if count == 1 else max(grid, 2 * count) for count in taps]
-    padded = [1 if count == 1 else max(count, length) for count, length in zip(taps, padded, strict=True)]
-    bounds = {"unfolding": _unfolding_bound(kernel)}
+        return {"matrix": _largest_singular_value(kernel.reshape(kernel.shape[:2]))}
+    bounds = {"unfolding": _unfolding_bound(kernel), "frobenius": math.sqrt(math.prod(taps) * float(np.square(kernel).sum()))}
+    cells = [1 if count == 1 else max(geometry.grid, 2 * count) for count in taps]
+    padded = [1 if t == 1 else max(t, -(-n // by)) for t, n, by in zip(taps, geometry.padded, shrink, strict=True)]
     if math.prod(padded) <= _PADDED_GRID_FACTOR * math.prod(cells):
         bounds["padded grid"] = _largest_on_grid(kernel, padded)
     else:

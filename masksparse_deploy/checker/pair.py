@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class Pair:
         dense, sparse = self.dense.constants, self.sparse.constants
         return any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.input)
 
+    @cached_property
     def masked_layers(self) -> tuple[onnx.NodeProto, ...]:
         """Layers with a constant weight that differ or are annotated as masked, in graph order."""
         return tuple(

@@ -1,7 +1,5 @@
 """The network recursions of docs/bounds.md, section 3: how far the two networks can be apart, node by node."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,41 +7,13 @@ import numpy.typing as npt
 import onnx
 
 from masksparse_deploy.checker.evaluation import apply_exactly
-from masksparse_deploy.checker.layers import LayerNorms
 from masksparse_deploy.checker.network import Network, attributes_of
-from masksparse_deploy.checker.pair import Pair
 from masksparse_deploy.checker.rules import NoRuleError, Surroundings, rule_of
+from masksparse_deploy.checker.setting import Setting
 
-__all__ = ["Setting", "at_zero", "change_factor", "data_free_bound", "missing_rules"]
+__all__ = ["at_zero", "change_factor", "data_free_bound", "missing_rules"]
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Setting:
-    """Two networks, the shapes of their tensors for one sample, and the norms of their layers."""
-
-    pair: Pair
-    shapes: Mapping[str, tuple[int, ...]]
-    norms: LayerNorms
-
-    @property
-    def dense(self) -> Surroundings:
-        """What rules of the dense network look at."""
-        return self._around(self.pair.dense, "dense")
-
-    @property
-    def sparse(self) -> Surroundings:
-        """The same of the sparse one."""
-        return self._around(self.pair.sparse, "sparse")
-
-    def _around(self, network: Network, which: Any) -> Surroundings:
-        return Surroundings(
-            network=network,
-            variables=network.variables(),
-            shapes=self.shapes,
-            norm=lambda node: self.norms.norm(node, which).value,
-        )
 
 
 def data_free_bound(setting: Setting, *, radius: float) -> float:
@@ -95,6 +65,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
     Raises:
         NoRuleError: it cannot be computed, or not for each sample of a batch by itself.
     """
+    if node.name in around.at_zero:
+        return around.at_zero[node.name]
     count = around.network.batch or 2
     inputs = [
         np.zeros((count, *around.shapes[name])) if name in around.variables else around.network.constants.get(name)
@@ -103,8 +75,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
     result = apply_exactly(node, inputs, opset=around.network.opset)
     if result.shape[:1] != (count,):
         raise NoRuleError(f"{node.op_type} across samples")
-    first: Array = result[0]
-    return first
+    around.at_zero[node.name] = result[0]
+    return around.at_zero[node.name]
 
 
 def change_factor(node: onnx.NodeProto, setting: Setting) -> float:

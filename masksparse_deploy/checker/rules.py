@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,12 +49,14 @@ class Surroundings:
         variables: names of tensors that depend on the input.
         shapes: of tensors, without the batch.
         norm: the operator norm of a layer of this file.
+        at_zero: f(0) of the nodes for which it is known already, by name.
     """
 
     network: Network
     variables: frozenset[str]
     shapes: Mapping[str, tuple[int, ...]]
     norm: Callable[[onnx.NodeProto], float]
+    at_zero: dict[str, Array] = field(default_factory=dict)
 
     def constant(self, node: onnx.NodeProto, position: int) -> Array | None:
         """A constant input of `node`, None if it is left out."""

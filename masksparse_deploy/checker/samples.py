@@ -12,8 +12,9 @@ import onnx
 from masksparse_deploy.checker.elementwise import enlarged
 from masksparse_deploy.checker.evaluation import Walk, apply_exactly
 from masksparse_deploy.checker.network import attributes_of
-from masksparse_deploy.checker.recursion import Setting, at_zero, change_factor
+from masksparse_deploy.checker.recursion import at_zero, change_factor
 from masksparse_deploy.checker.rules import NoRuleError, Rule, rule_of
+from masksparse_deploy.checker.setting import Setting
 
 __all__ = ["HYBRID", "NORMS", "RESIDUALS", "Propagated", "propagate"]
 
