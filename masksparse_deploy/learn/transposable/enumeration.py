@@ -7,9 +7,9 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.patterns import NMPattern
 
-__all__ = ["LARGEST_M", "admissible_tiles", "best_tiles"]
+__all__ = ["LARGEST_M", "admissible_tiles", "best_tiles_by_enumeration"]
 
-# With M = 4 there are at most 90 admissible tiles; M = 5 has up to 2,040, which takes longer than prices do.
+# With M = 4 there are at most 90 admissible tiles, with M = 5 up to 2,040.
 LARGEST_M = 4
 
 
@@ -27,7 +27,7 @@ def admissible_tiles(n: int, m: int) -> npt.NDArray[np.bool_]:
     return tiles
 
 
-def best_tiles(magnitudes: npt.NDArray[np.floating], n: int) -> npt.NDArray[np.bool_]:
+def best_tiles_by_enumeration(magnitudes: npt.NDArray[np.floating], n: int) -> npt.NDArray[np.bool_]:
     """The admissible tile that keeps the largest sum, the first one among equals.
 
     Sums are float64: those of float32 magnitudes are exact unless the largest of a tile is more than

@@ -12,12 +12,12 @@ _SCALE_BITS = 40
 
 
 def best_tiles_by_flow(magnitudes: npt.NDArray[np.floating], n: int) -> npt.NDArray[np.bool_]:
-    """The admissible tile that keeps the largest sum of magnitudes, rounded to 2^-40 of the tile's largest.
+    """The admissible tile that keeps the largest sum of magnitudes, rounded to whole numbers.
 
     Source -> rows (capacity n) -> columns (capacity 1, cost -magnitude) -> sink (capacity n), with the source and the sink
-    taken into the rows and columns as supplies: the problem of Hubara et al. (2021), section 4.1. The sum kept falls short of
-    the best by at most 2 n m 2^-40 of the tile's largest magnitude: n m terms in the one and in the other, each rounded by half a
-    unit, of which the largest has at least 2^39.
+    taken into the rows and columns as supplies: the problem of Hubara et al. (2021). With 2^e the power of two above the
+    tile's largest magnitude, every one is first rounded to a multiple of 2^(e-40): the sum kept is less than the best by at
+    most 2 n m 2^(e-41).
 
     Args:
         magnitudes: (tiles, m, m), not negative.

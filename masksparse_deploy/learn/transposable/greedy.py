@@ -26,8 +26,8 @@ def keep_greedily(scores: npt.NDArray[np.floating], n: int) -> Booleans:
 def prune_two_approximately(magnitudes: npt.NDArray[np.floating], n: int) -> Booleans:
     """From the smallest magnitude to the largest, prune what its row or its column still has to lose.
 
-    The 2-approximation of Hubara et al. (2021), algorithm 1, whose N is our m - n: the pruned sum is at most twice the smallest
-    possible. It prunes more than it has to, so rows and columns end with n or fewer.
+    The 2-approximation of Hubara et al. (2021), whose N is our m - n: the pruned sum is at most twice the smallest possible.
+    It prunes more than it has to, so rows and columns end with n or fewer.
 
     Args:
         magnitudes: (tiles, m, m), not negative.

@@ -15,7 +15,8 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.learn.transposable.entropy import keep_by_entropy
-from masksparse_deploy.learn.transposable.enumeration import LARGEST_M, best_tiles
+from masksparse_deploy.learn.transposable.enumeration import LARGEST_M, best_tiles_by_enumeration
+from masksparse_deploy.learn.transposable.exact import best_tiles_by_prices
 from masksparse_deploy.learn.transposable.flow import best_tiles_by_flow
 from masksparse_deploy.learn.transposable.greedy import keep_greedily, prune_two_approximately
 from masksparse_deploy.learn.transposable.swaps import saturate_by_swaps
@@ -23,9 +24,9 @@ from masksparse_deploy.learn.transposable.tiles import from_tiles, tiles_of
 
 __all__ = ["Solution", "Solver", "solve_tiles", "transposable_mask"]
 
-Solver = Literal["exact", "flow", "greedy", "two-approximation", "entropy"]
-# Weights that are worked on at once.
-_BLOCK = 2**20
+Solver = Literal["exact", "enumeration", "flow", "greedy", "two-approximation", "entropy"]
+# Weights between two reports of progress; the working memory is some ten times their size.
+_BLOCK = 2**21
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,25 +47,28 @@ def solve_tiles(
 ) -> Solution:
     """Choose what each tile keeps.
 
+    "exact", "enumeration" (M up to 4) and "flow" (OR-tools, tile by tile) find the largest sum, as exactly as
+    `best_tiles_by_prices`, `best_tiles_by_enumeration` and `best_tiles_by_flow` say; "greedy" (with swaps),
+    "two-approximation" and "entropy" are approximations, which may keep less than n somewhere.
+
     Args:
-        magnitudes: (tiles, m, m), finite and not negative; usually |weight|.
+        magnitudes: (tiles, m, m), finite and not negative; usually |weight|. Other types than float32 and float64 are
+            converted to these.
         n: kept in every row and column, 1 <= n <= m.
-        solver: "exact" and "flow" (OR-tools, tile by tile) find the largest sum; "greedy", "two-approximation" and "entropy"
-            are approximations, which may keep less than n somewhere.
+        solver: the method.
         progress: told after each block of tiles.
 
     Raises:
-        UsageError: another shape, values that are negative or not finite, an n that does not fit, or an unknown solver.
+        UsageError: another shape, values that are negative or not finite, an n that does not fit, an unknown solver, or one
+            that does not take tiles of this size.
         MachineError: "flow" without OR-tools.
     """
     _check(magnitudes, n, solver)
     keep = np.empty(magnitudes.shape, dtype=np.bool_)
-    m = magnitudes.shape[-1]
-    choose = _solver(solver, n, m)
-    block = max(1, _BLOCK // m**2)
+    block = max(1, _BLOCK // magnitudes.shape[-1] ** 2)
     for first in range(0, len(magnitudes), block):
         part = slice(first, first + block)
-        keep[part] = choose(magnitudes[part], n)
+        keep[part] = _CHOOSE[solver](_in_range(magnitudes[part]), n)
         progress("transposable masks", min(first + block, len(magnitudes)), len(magnitudes))
     saturated = (keep.sum(axis=1) == n).all(axis=1) & (keep.sum(axis=2) == n).all(axis=1)
     return Solution(keep=keep, saturated=saturated)
@@ -73,7 +77,7 @@ def solve_tiles(
 def transposable_mask(
     weight: npt.NDArray[np.floating], pattern: NMPattern, *, solver: Solver = "exact", progress: Progress = silent
 ) -> npt.NDArray[np.bool_]:
-    """Choose what a weight keeps, n of m along the input channels and along the output channels.
+    """Choose what a weight keeps: n of m along the input channels and along the output channels.
 
     Args:
         weight: (out_channels, in_channels, ...) of a convolution, (out_features, in_features) of a linear layer; both channel
@@ -86,7 +90,8 @@ def transposable_mask(
         keep, bool, the shape of `weight`.
 
     Raises:
-        UsageError: channels that are no multiple of m, values that are not finite, or an unknown solver.
+        UsageError: channels that are no multiple of m, values that are not finite, an unknown solver, or one that does not
+            take tiles of this size.
         MachineError: "flow" without OR-tools.
     """
     tiles = tiles_of(np.abs(weight), pattern.m)
@@ -98,7 +103,10 @@ def _check(magnitudes: npt.NDArray[np.floating], n: int, solver: str) -> None:
         raise UsageError(f"unknown solver {solver!r} for transposable masks; one of {', '.join(get_args(Solver))}")
     if magnitudes.ndim != 3 or magnitudes.shape[1] != magnitudes.shape[2]:
         raise UsageError(f"tiles of shape {magnitudes.shape}: expected (tiles, m, m)")
-    NMPattern(n=n, m=magnitudes.shape[-1])  # refuses what is no pattern
+    m = magnitudes.shape[-1]
+    NMPattern(n=n, m=m)  # refuses what is no pattern
+    if solver == "enumeration" and m > LARGEST_M:
+        raise UsageError(f"the solver enumeration takes tiles up to {LARGEST_M} x {LARGEST_M}, not {m} x {m}; use exact")
     smallest = magnitudes.min(initial=0)
     if not np.isfinite(smallest) or not np.isfinite(magnitudes.max(initial=0)):
         raise UsageError("a weight to be masked has values that are NaN or infinite; repair the checkpoint")
@@ -106,13 +114,25 @@ def _check(magnitudes: npt.NDArray[np.floating], n: int, solver: str) -> None:
         raise UsageError(f"magnitudes of tiles must not be negative, but one is {smallest:g}; pass the absolute values")
 
 
-def _solver(solver: Solver, n: int, m: int) -> Callable[[npt.NDArray[np.floating], int], npt.NDArray[np.bool_]]:
-    if solver == "exact":
-        return best_tiles if m <= LARGEST_M else best_tiles_by_flow
-    choices: dict[str, Callable[[npt.NDArray[np.floating], int], npt.NDArray[np.bool_]]] = {
-        "flow": best_tiles_by_flow,
-        "greedy": lambda magnitudes, n: saturate_by_swaps(keep_greedily(magnitudes, n), magnitudes, n),
-        "two-approximation": prune_two_approximately,
-        "entropy": keep_by_entropy,
-    }
-    return choices[solver]
+def _in_range(magnitudes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+    """The magnitudes in a type and, tile by tile, at a power of two in which no sum of them overflows."""
+    if magnitudes.dtype not in (np.float32, np.float64):
+        magnitudes = magnitudes.astype(np.float32 if magnitudes.dtype.itemsize < 4 else np.float64)
+    largest = magnitudes.max(axis=(1, 2), keepdims=True)
+    # Sums have up to 32 * 32 = 2^10 terms. What division by 2^16 rounds is below 2^-200 of the largest of such a tile.
+    safe = largest <= np.ldexp(np.finfo(magnitudes.dtype).max, -16)
+    return magnitudes if safe.all() else np.where(safe, magnitudes, np.ldexp(magnitudes, -16))
+
+
+def _greedy_with_swaps(magnitudes: npt.NDArray[np.floating], n: int) -> npt.NDArray[np.bool_]:
+    return saturate_by_swaps(keep_greedily(magnitudes, n), magnitudes, n)
+
+
+_CHOOSE: dict[str, Callable[[npt.NDArray[np.floating], int], npt.NDArray[np.bool_]]] = {
+    "exact": best_tiles_by_prices,
+    "enumeration": best_tiles_by_enumeration,
+    "flow": best_tiles_by_flow,
+    "greedy": _greedy_with_swaps,
+    "two-approximation": prune_two_approximately,
+    "entropy": keep_by_entropy,
+}
