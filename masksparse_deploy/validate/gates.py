@@ -45,12 +45,12 @@ def flip_gate(accuracy: AccuracyComparison, gates: Gates) -> Check:
     )
 
 
-def layerwise_gate(layers: tuple[LayerDeviation, ...], uncovered: Mapping[str, str], gates: Gates) -> Check:
+def layerwise_gate(layers: tuple[LayerDeviation, ...], doubts: Mapping[str, str], gates: Gates) -> Check:
     """The number of changed layers outside their proved bounds against the gate.
 
     Args:
         layers: all layers of the certificate.
-        uncovered: nodes whose kernel the rounding bound does not cover, with the reason.
+        doubts: node of each inconclusive layer -> why no bound decides there.
         gates: the user's.
     """
     failed = [layer.layer for layer in layers if layer.verdict == "fail"]
@@ -61,8 +61,8 @@ def layerwise_gate(layers: tuple[LayerDeviation, ...], uncovered: Mapping[str, s
     elif not layers:
         verdict, detail = "inconclusive", "no layer was changed, so no layer was compared"
     elif open_ones:
-        reasons = "; ".join(f"{layer.layer}: {uncovered.get(layer.node, 'not covered')}" for layer in open_ones)
-        verdict, detail = "inconclusive", f"outside a bound that does not cover the kernel in use: {reasons}"
+        reasons = "; ".join(f"{layer.layer}: {doubts.get(layer.node, 'not covered')}" for layer in open_ones)
+        verdict, detail = "inconclusive", f"a bound that does not cover the kernel in use decides nothing: {reasons}"
     else:
         detail = f"{len(layers) - len(failed)} of {len(layers)} changed layers are within their proved bounds"
         if failed:

@@ -16,7 +16,14 @@ from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, 
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.labels import check_above_chance, require_classes
-from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_pairs, uncovered_layers
+from masksparse_deploy.validate.layerwise import (
+    check_kernels,
+    compare_layers,
+    doubts,
+    exposed_tensors,
+    layer_kernels,
+    layer_pairs,
+)
 from masksparse_deploy.validate.outputs import (
     check_claim,
     check_finite,
@@ -28,7 +35,6 @@ from masksparse_deploy.validate.outputs import (
     row_norms,
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
-from masksparse_deploy.validate.rounding import BOUNDED_PRECISIONS
 from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.verdict import overall_verdict
 
@@ -185,16 +191,10 @@ def _layer_checks(
     pairs = layer_pairs(dense.graph, sparse.graph, certificate)
     if not pairs:
         return [layerwise_gate((), {}, gates)], ()
-    if sparse.engine.precision not in BOUNDED_PRECISIONS:
-        reason = (
-            f"the engine computes in {sparse.engine.precision}; rounding bounds of single layers are there for "
-            f"{', '.join(BOUNDED_PRECISIONS)} only"
-        )
-        return [missing_reference("layers outside their bounds", reason, decides=True)], ()
     backend = get_backend(sparse.engine.backend)
     exposed = exposed_tensors(pairs, sparse.graph)
     engine = backend.build(sparse_onnx, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
-    uncovered = uncovered_layers(pairs, engine)
+    kernels = layer_kernels(pairs, engine)
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs
     with backend.open(out / f"{LAYERS_ENGINE}.engine.json", threads=options.threads) as session:
@@ -203,8 +203,7 @@ def _layer_checks(
             pairs,
             images,
             input_name=input_name,
-            precision=sparse.engine.precision,
-            uncovered=uncovered,
+            kernels=kernels,
             progress=progress,
         )
         outputs = session.run(images)[session.output_names[0]]
@@ -215,4 +214,4 @@ def _layer_checks(
         against="the engine of the same file that returns its layers too",
         tolerance=reference_tolerance(sparse.engine.precision),
     )
-    return [same, layerwise_gate(layers, uncovered, gates)], layers
+    return [same, check_kernels(sparse.engine, engine, pairs), layerwise_gate(layers, doubts(layers, kernels), gates)], layers

@@ -71,8 +71,10 @@ def _grid(values: Array, signed: bool, reach: float) -> tuple[np.float32, Any]:
     low, high = reach * min(float(values.min()), 0.0), reach * max(float(values.max()), 0.0)
     if signed:
         return np.float32(max(-low, high) / 127), np.int8(0)
-    step = np.float32((high - low) / 255)
-    return step, np.uint8(round(-low / float(step)))
+    # zero points that the dense and the sparse file share: 0 behind a Relu, else the middle
+    if low == 0:
+        return np.float32(high / 255), np.uint8(0)
+    return np.float32(max(-low, high) / 127), np.uint8(128)
 
 
 def _model(weights: Mapping[str, Array], grids: Mapping[str, tuple[np.float32, Any]]) -> onnx.ModelProto:

@@ -1,5 +1,7 @@
 """Planted faults in the engine that the layers are read from, held against the sound files."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.reader import read_graph
-from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_pairs, uncovered_layers
+from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_kernels, layer_pairs
 from tests.validate.deployment import OPTIONS, Deployment, deploy, set_constant
 
 WEIGHT = "layer1.conv2.weight"
@@ -18,7 +20,7 @@ def template(tmp_path_factory) -> Deployment:
     return deploy(tmp_path_factory.mktemp("deployment"))
 
 
-def _compare(template, folder, change, uncovered=None):
+def _compare(template, folder, change, doubt=None):
     """Build the engine with exposed layers from a changed sparse file, compare it with the sound files."""
     dense, sparse = (read_graph(template.folder / f"{name}.onnx") for name in ("dense", "sparse"))
     pairs = layer_pairs(dense, sparse, template.certificate)
@@ -28,14 +30,10 @@ def _compare(template, folder, change, uncovered=None):
     backend = OnnxRuntimeBackend()
     engine = backend.build(folder / "changed.onnx", folder, OPTIONS, name="layers", expose=exposed_tensors(pairs, sparse))
     with backend.open(folder / "layers.engine.json", threads=1) as session:
-        layers = compare_layers(
-            session,
-            pairs,
-            template.samples.images,
-            input_name="images",
-            precision="fp32",
-            uncovered=uncovered_layers(pairs, engine) if uncovered is None else uncovered,
-        )
+        kernels = layer_kernels(pairs, engine)
+        if doubt is not None:
+            kernels = {node: replace(kernel, doubt=doubt) for node, kernel in kernels.items()}
+        layers = compare_layers(session, pairs, template.samples.images, input_name="images", kernels=kernels)
     return {layer.layer: layer for layer in layers}
 
 
@@ -99,7 +97,7 @@ def test_outside_a_bound_that_does_not_apply_is_inconclusive(template, tmp_path)
         template,
         tmp_path,
         lambda model: set_constant(model, "layer1.conv2.bias", lambda bias: bias * np.float32(1.01)),
-        uncovered={"layer1.conv2": "winograd"},
+        doubt="winograd",
     )
     assert layers["layer1.conv2"].verdict == "inconclusive"
     assert layers["layer1.conv1"].verdict == "pass"

@@ -5,7 +5,7 @@ from typing import ClassVar
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record, Verdict
 from masksparse_deploy.core.artifacts.survival import LayerSurvival
 
-__all__ = ["AccuracyComparison", "Check", "LayerDeviation", "ValidationReport"]
+__all__ = ["AccuracyComparison", "Check", "DeviationTerms", "LayerDeviation", "ValidationReport"]
 
 
 class Check(Record):
@@ -24,12 +24,22 @@ class Check(Record):
     decides: bool = True
 
 
+class DeviationTerms(Record):
+    """What a deviation of one layer is made of, l2 over one sample: removed weights, rounding of kernels, grids of INT8."""
+
+    mask: float
+    rounding: float
+    quantization: float
+
+
 class LayerDeviation(Record):
     """One layer of the sparse engine fed its own input (teacher forced).
 
-    `rounding_ratio` is the largest |engine - reference| / rounding bound over all elements (at most 1 in order);
-    `deviation` and `deviation_bound` are ||sparse engine output - dense layer output|| and its bound, l2 over one sample, for
-    the sample with the largest ratio of the two; `tightness` is deviation_bound / deviation, None if that is zero.
+    `rounding_ratio` is the largest |engine - reference| / rounding bound over all elements (at most 1 in order); of an INT8
+    layer the bound includes half a step of the grid that its output lies on. `deviation` and `deviation_bound` are
+    ||sparse engine output - dense layer output|| and its bound, l2 over one sample, for the sample with the largest ratio of
+    the two; `tightness` is deviation_bound / deviation, None if that is zero. Of the same sample `bound_terms` add up to
+    `deviation_bound`, and `measured_terms` to `deviation` at least. `arithmetic` is what the bound assumes of the kernel.
     """
 
     layer: str
@@ -39,6 +49,9 @@ class LayerDeviation(Record):
     deviation_bound: float
     tightness: float | None
     verdict: Verdict
+    bound_terms: DeviationTerms | None = None
+    measured_terms: DeviationTerms | None = None
+    arithmetic: str | None = None
 
 
 class AccuracyComparison(Record):
