@@ -28,7 +28,7 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import require_images, unsupported_operators
 from masksparse_deploy.graph.twins import masked_layers
 
-__all__ = ["certify"]
+__all__ = ["certify", "certify_pair"]
 
 _OVERFLOW = "The bound is beyond the largest 64-bit number: the network is too deep for it."
 
@@ -39,6 +39,7 @@ def certify(
     samples: Samples,
     options: CertifyOptions,
     *,
+    norms: NormCache | None = None,
     progress: Progress = silent,
 ) -> Certificate:
     """Bound how far the sparse file's network can be from the dense file's.
@@ -49,6 +50,7 @@ def certify(
         samples: images as the network takes them; the first `options.sample_count` are propagated, the largest norm of all is
             the radius of the data-free claim.
         options: number of samples and the frequency grid.
+        norms: known operator norms, of the grid of `options`; none if None.
         progress: called as the work goes on.
 
     Raises:
@@ -56,13 +58,27 @@ def certify(
         ArtifactError: a file is damaged or holds NaN, or the two files don't belong together.
     """
     pair = read_pair(dense_path, sparse_path)
-    _require_finite(pair, dense_path, sparse_path)
+    return certify_pair(pair, samples, options, names=(str(dense_path), str(sparse_path)), norms=norms, progress=progress)
+
+
+def certify_pair(
+    pair: Pair,
+    samples: Samples,
+    options: CertifyOptions,
+    *,
+    names: tuple[str, str],
+    norms: NormCache | None = None,
+    progress: Progress = silent,
+) -> Certificate:
+    """The same for two graphs already read, which messages call `names`; raises as `certify` does."""
+    _require_finite(pair, names)
     require_images(pair.dense, samples.images)
     if len(pair.dense.outputs) != 1:
         raise UsageError(
-            f"{dense_path} has {len(pair.dense.outputs)} outputs ({', '.join(pair.dense.outputs)}); certify needs one"
+            f"{names[0]} has {len(pair.dense.outputs)} outputs ({', '.join(pair.dense.outputs)}); certify needs one"
         )
-    norms = NormCache(grid=options.grid)
+    norms = NormCache(grid=options.grid) if norms is None else norms
+    assert norms.grid == options.grid, "the certificate records the grid of its norms"
     missing = unsupported_operators(pair.dense)
     run = None if missing else propagate(pair, samples.first(options.sample_count).images, norms, progress=progress)
     shapes = known_shapes(pair.dense) if run is None else dict(run.shapes)
@@ -144,8 +160,8 @@ def _per_sample(name: str, run: Propagation, data_sha256: str) -> Claim:
     return sample_claim(name, run, data_sha256=data_sha256)
 
 
-def _require_finite(pair: Pair, dense_path: Path, sparse_path: Path) -> None:
-    for graph, path in ((pair.dense, dense_path), (pair.sparse, sparse_path)):
+def _require_finite(pair: Pair, names: tuple[str, str]) -> None:
+    for graph, path in zip((pair.dense, pair.sparse), names, strict=True):
         for name, array in graph.constants.items():
             if array.dtype.kind in "fV" and name in _weight_names(pair) and not np.isfinite(array).all():
                 raise ArtifactError(
