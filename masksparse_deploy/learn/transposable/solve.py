@@ -70,8 +70,8 @@ def solve_tiles(
         part = slice(first, first + block)
         keep[part] = _CHOOSE[solver](_in_range(magnitudes[part]), n)
         progress("transposable masks", min(first + block, len(magnitudes)), len(magnitudes))
-    saturated = (keep.sum(axis=1) == n).all(axis=1) & (keep.sum(axis=2) == n).all(axis=1)
-    return Solution(keep=keep, saturated=saturated)
+    in_column, in_row = (keep.sum(axis=axis, dtype=np.uint8) for axis in (1, 2))
+    return Solution(keep=keep, saturated=((in_column == n) & (in_row == n)).all(axis=1))
 
 
 def transposable_mask(
@@ -119,9 +119,10 @@ def _in_range(magnitudes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     if magnitudes.dtype not in (np.float32, np.float64):
         magnitudes = magnitudes.astype(np.float32 if magnitudes.dtype.itemsize < 4 else np.float64)
     largest = magnitudes.max(axis=(1, 2), keepdims=True)
-    # Sums have up to 32 * 32 = 2^10 terms. What division by 2^16 rounds is below 2^-200 of the largest of such a tile.
-    safe = largest <= np.ldexp(np.finfo(magnitudes.dtype).max, -16)
-    return magnitudes if safe.all() else np.where(safe, magnitudes, np.ldexp(magnitudes, -16))
+    # Sums have up to 32 * 32 = 2^10 terms, and prices may double, 24 times. What division by 2^40 rounds is below 2^-200 of the
+    # largest magnitude of such a tile.
+    safe = largest <= np.ldexp(np.finfo(magnitudes.dtype).max, -40)
+    return magnitudes if safe.all() else np.where(safe, magnitudes, np.ldexp(magnitudes, -40))
 
 
 def _greedy_with_swaps(magnitudes: npt.NDArray[np.floating], n: int) -> npt.NDArray[np.bool_]:
