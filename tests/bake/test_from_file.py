@@ -424,6 +424,11 @@ def test_masks_that_need_the_pytorch_model(tmp_path: Path) -> None:
     for masks, what in (
         (MaskSet(layers=layers, source_sha256="0" * 64, method="m", permutations=(order,)), "permutations"),
         (MaskSet(layers=layers, source_sha256="0" * 64, method="m", statistics={"a": values(2)}), "batch-norm statistics"),
+        (MaskSet(layers=layers, source_sha256="0" * 64, method="m", weights={"a": values(2)}), "new weights"),
+        (
+            MaskSet(layers=layers, source_sha256="0" * 64, method="m", statistics={"a": values(2)}, weights={"b": values(2)}),
+            "batch-norm statistics and new weights",
+        ),
     ):
         with pytest.raises(UsageError, match=f"brings {what} of the PyTorch model.*--factory and --weights"):
             bake(rich_model(), masks, tmp_path)

@@ -269,3 +269,7 @@ def test_a_claim_is_held_against_its_own_pattern_and_must_be_readable(tmp_path: 
         set_properties(model.graph.node[0], {PATTERN: claim})
         (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
         assert (layer.claimed, layer.conforming) == (True, conforming), claim
+    set_properties(model.graph.node[0], {PATTERN: "T3:4"})
+    # The parser is asked what kernels need, which are the groups of input channels.
+    (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
+    assert (layer.pattern, layer.conforming, layer.group_count) == ("3:4", True, kernel.size // 4)
