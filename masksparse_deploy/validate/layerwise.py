@@ -7,41 +7,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.core.artifacts.certificate import Certificate, LayerBound
 from masksparse_deploy.core.artifacts.document import Verdict
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
-from masksparse_deploy.core.artifacts.validation import Check, DeviationTerms, LayerDeviation
+from masksparse_deploy.core.artifacts.validation import DeviationTerms, LayerDeviation
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.protocol import Session
-from masksparse_deploy.graph.model import Graph
-from masksparse_deploy.graph.reader import weighted_layers
-from masksparse_deploy.graph.twins import masked_layers
-from masksparse_deploy.validate.arithmetic import Kernel, kernel_of
+from masksparse_deploy.validate.arithmetic import Kernel
 from masksparse_deploy.validate.deviations import Deviations, deviations_of
-from masksparse_deploy.validate.rounding_int8 import overflow
-from masksparse_deploy.validate.units import Unit, unit_of
+from masksparse_deploy.validate.layers import LayerPair
 
-__all__ = ["LayerPair", "check_kernels", "compare_layers", "doubts", "exposed_tensors", "layer_kernels", "layer_pairs"]
+__all__ = ["compare_layers"]
 
 # Samples whose activations are held at a time: those of all exposed tensors are in memory together.
 _CHUNK = 16
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class LayerPair:
-    """A layer of the certificate in the sparse file, its twin in the dense file, and what is proved about the two."""
-
-    bound: LayerBound
-    dense: Unit
-    sparse: Unit
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """What must be known of the engine: what the layer reads, what is added behind it, and what comes out."""
-        return (self.sparse.input, *self.sparse.others, self.sparse.output)
 
 
 @dataclass(frozen=True)
@@ -55,88 +35,6 @@ class _Worst:
     bound_terms: DeviationTerms | None = None
     measured_terms: DeviationTerms | None = None
     unbounded: bool = False
-
-
-def layer_pairs(dense: Graph, sparse: Graph, certificate: Certificate) -> tuple[LayerPair, ...]:
-    """Find the certificate's layers in both files.
-
-    Raises:
-        ArtifactError: a layer of the certificate is missing in one of the files, or a changed layer in the certificate.
-    """
-    in_dense = {layer.node.name: layer for layer in weighted_layers(dense)}
-    in_sparse = {layer.node.name: layer for layer in weighted_layers(sparse)}
-    pairs = []
-    for bound in certificate.layers:
-        for where, found in (("dense", in_dense), ("sparse", in_sparse)):
-            if bound.node not in found:
-                raise ArtifactError(
-                    f"the certificate bounds the layer {bound.node}, which the {where} ONNX file does not have; "
-                    "run 'masksparse certify' again on these files"
-                )
-        units = unit_of(dense, in_dense[bound.node]), unit_of(sparse, in_sparse[bound.node])
-        pairs.append(LayerPair(bound=bound, dense=units[0], sparse=units[1]))
-    bounded = {bound.node for bound in certificate.layers}
-    for _, layer in masked_layers(dense, sparse):
-        if layer.node.name not in bounded:
-            raise ArtifactError(
-                f"the certificate has no bound for the layer {layer.node.name}, which differs between the two ONNX files; "
-                "run 'masksparse certify' again on these files"
-            )
-    return tuple(pairs)
-
-
-def exposed_tensors(pairs: tuple[LayerPair, ...], graph: Graph) -> tuple[str, ...]:
-    """Inputs and outputs of the layers that the engine must return; the model's own input is known without that."""
-    names = dict.fromkeys(name for pair in pairs for name in pair.tensors)
-    return tuple(name for name in names if name not in graph.inputs)
-
-
-def layer_kernels(pairs: tuple[LayerPair, ...], engine: EngineArtifact) -> dict[str, Kernel]:
-    """Node name -> the kernel that the engine uses there; its doubt includes what the layer itself leaves open."""
-    tactics = {node: layer.tactic for layer in engine.layers for node in layer.onnx_nodes}
-    tf32 = engine.options.get("tf32") is True
-    kernels = {}
-    for pair in pairs:
-        kernel = kernel_of(tactics.get(pair.bound.node, ""), pair.sparse.precision, tf32=tf32)
-        doubt = kernel.doubt or pair.sparse.obstacle or overflow(pair.sparse)
-        kernels[pair.bound.node] = replace(kernel, doubt=doubt)
-    return kernels
-
-
-def check_kernels(deployed: EngineArtifact, exposed: EngineArtifact, pairs: tuple[LayerPair, ...]) -> Check:
-    """Whether the engine that returns its layers computes them with the kernels of the deployed one, by their names."""
-    nodes = [pair.bound.node for pair in pairs]
-    tactics = [{node: layer.tactic for layer in engine.layers for node in layer.onnx_nodes} for engine in (deployed, exposed)]
-    others = [node for node in nodes if tactics[0].get(node) != tactics[1].get(node)]
-    unnamed = [node for node in nodes if not tactics[0].get(node)]
-    detail = f"all {len(nodes)} changed layers are compared in the kernels of the deployed engine"
-    if others:
-        detail = "compared in another kernel than the deployed one: " + "; ".join(
-            f"{node} ({tactics[1].get(node) or 'no name'} instead of {tactics[0].get(node) or 'no name'})" for node in others
-        )
-    elif unnamed:
-        detail = f"the engine names no kernel for {', '.join(unnamed)}"
-    return Check(
-        name="kernels of the engine with exposed layers",
-        measured=float(len(others)),
-        bound=None,
-        tolerance=0.0,
-        unit="layers",
-        verdict="inconclusive" if others or unnamed else "pass",
-        detail=detail,
-        decides=False,
-    )
-
-
-def doubts(layers: tuple[LayerDeviation, ...], kernels: Mapping[str, Kernel]) -> dict[str, str]:
-    """Node name -> why it is open what the kernel of an inconclusive layer should give."""
-    reasons = {}
-    for layer in layers:
-        kernel = kernels[layer.node]
-        if layer.verdict == "inconclusive":
-            name = kernel.arithmetic.name if kernel.arithmetic is not None else ""
-            reasons[layer.node] = kernel.doubt or f"its sums in {name} may be larger than the format holds"
-    return reasons
 
 
 def compare_layers(

@@ -15,15 +15,10 @@ from masksparse_deploy.graph.evaluate import unsupported_operators
 from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
+from masksparse_deploy.validate.kernels import check_kernels, doubts, layer_kernels
 from masksparse_deploy.validate.labels import check_above_chance, require_classes
-from masksparse_deploy.validate.layerwise import (
-    check_kernels,
-    compare_layers,
-    doubts,
-    exposed_tensors,
-    layer_kernels,
-    layer_pairs,
-)
+from masksparse_deploy.validate.layers import exposed_tensors, layer_pairs
+from masksparse_deploy.validate.layerwise import compare_layers
 from masksparse_deploy.validate.outputs import (
     check_claim,
     check_finite,

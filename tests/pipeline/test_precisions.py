@@ -14,7 +14,9 @@ from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.reader import read_graph
-from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_kernels, layer_pairs
+from masksparse_deploy.validate.kernels import layer_kernels
+from masksparse_deploy.validate.layers import exposed_tensors, layer_pairs
+from masksparse_deploy.validate.layerwise import compare_layers
 from tests.models.tiny_cnn import example_images
 from tests.project import make_project, masksparse
 

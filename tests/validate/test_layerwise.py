@@ -9,7 +9,9 @@ import pytest
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.reader import read_graph
-from masksparse_deploy.validate.layerwise import compare_layers, exposed_tensors, layer_kernels, layer_pairs
+from masksparse_deploy.validate.kernels import layer_kernels
+from masksparse_deploy.validate.layers import exposed_tensors, layer_pairs
+from masksparse_deploy.validate.layerwise import compare_layers
 from tests.validate.deployment import OPTIONS, Deployment, deploy, set_constant
 
 WEIGHT = "layer1.conv2.weight"
