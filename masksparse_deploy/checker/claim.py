@@ -92,15 +92,16 @@ class _Check:
         self._tightness()
         start, before, after = texts.layerwise_detail(len(layers), worst.layer)
         run = self._evidence.run
-        if run is None:
+        if claim.measured is None and self._evidence.certificate.unsupported:
+            self._equal("detail", claim.detail, start)  # a network that cannot be computed everywhere was not measured
+        elif run is None:
             self._needs_images("measured")
+            self._detail_without_images(start, before, after, digits=2)
         else:
             gains = {name: float(gains.max()) for name, gains in run.gains.items()}
             self._close("measured", claim.measured, gains.get(worst.node))
             ratios = [layer.difference_norm / gains[layer.node] for layer in layers if gains.get(layer.node, 0.0) > 0]
             self._detail(start, before, after, float(np.median(ratios)) if ratios else None, digits=2)
-            return
-        self._detail_without_images(start, before, after, digits=2)
 
     def data_free(self) -> None:
         claim, evidence = self._claim, self._evidence

@@ -31,7 +31,7 @@ def check_claims(record: CertificateRecord, sources: Sources) -> list[Finding]:
     if findings[0].status == "wrong":  # each name decides what is checked
         return findings
     setting = sources.setting(record.grid)
-    findings += [_smallest(record), *_unsupported(record, setting)]
+    findings += [_smallest(record), *_unsupported(record, sources)]
     run, obstacle = _run(record, sources)
     evidence = Evidence(
         certificate=record,
@@ -54,9 +54,14 @@ def _smallest(certificate: CertificateRecord) -> Finding:
     return equal(_SUBJECT, "smallest", certificate.smallest, found)
 
 
-def _unsupported(record: CertificateRecord, setting: Setting) -> list[Finding]:
+def _unsupported(record: CertificateRecord, sources: Sources) -> list[Finding]:
     """Whether there is really no rule for what is called unsupported, and one for everything else."""
-    missing = missing_rules(setting)
+    setting = sources.setting(record.grid)
+    try:
+        missing = missing_rules(setting)
+    except KeyError as error:
+        reason, needs_images = f"the shape of {error} is not in the file", sources.images is None
+        return [Finding(subject=_SUBJECT, what="unsupported", status="not checked", reason=reason, needs_images=needs_images)]
     operators = {node.op_type for node in setting.pair.dense.nodes} | {node.domain for node in setting.pair.dense.nodes}
     foreign = [name for name in record.unsupported if name.replace(".", " ").split(" ")[0] not in operators]
     status: Status = "verified"

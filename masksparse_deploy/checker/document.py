@@ -80,7 +80,9 @@ def read_certificate(path: Path) -> CertificateRecord:
     if not path.is_file():
         raise UsageError(f"certificate {path} does not exist; give the file that 'masksparse certify' wrote")
     try:
-        content: Any = json.loads(path.read_bytes(), object_pairs_hook=_without_repetition, parse_constant=_no_constant)
+        content: Any = json.loads(
+            path.read_bytes(), object_pairs_hook=_without_repetition, parse_constant=_finite, parse_float=_finite
+        )
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} is not valid JSON ({error}); run 'masksparse certify' again") from error
     if not isinstance(content, dict) or content.get("kind") != KIND:
@@ -113,8 +115,11 @@ def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_constant(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+def _finite(text: str) -> float:
+    """A number; not NaN, infinity, or what is too large for 64 bits, such as 1e999."""
+    if not math.isfinite(float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return float(text)
 
 
 def _record(kind: type[_Record], content: Any, where: str, **computed: Any) -> _Record:
@@ -143,6 +148,4 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise ValueError(f"{where} is {value!r}, not {hint.__name__}")
-    if hint is float and not math.isfinite(value):  # 1e999 is valid JSON
-        raise ValueError(f"{where} is {value!r}, not a finite number")
     return hint(value)

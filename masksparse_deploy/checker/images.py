@@ -52,7 +52,7 @@ def read_images(path: Path, *, mean: Sequence[float] = (), std: Sequence[float] 
     if not path.is_file():
         raise UsageError(f"data {path} does not exist; give the .npz file that the certificate was made with")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             if "images" not in file.files:
                 raise UsageError(f"{path} has no array 'images'; it holds {', '.join(file.files) or 'nothing'}")
             images, labels = file["images"], file["labels"] if "labels" in file.files else None
