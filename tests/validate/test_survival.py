@@ -17,11 +17,13 @@ from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.annotations import PATTERN
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import parse_graph, read_graph, weighted_layers
+from masksparse_deploy.learn.transposable.solve import transposable_mask
 from masksparse_deploy.validate.deployed import check_weights, read_plan_graph
 from masksparse_deploy.validate.survival import check_survival, survival
-from tests.bake.lint_models import pruned, weights
+from tests.bake.lint_models import one_layer, pruned, weights
 from tests.engine.preflight_models import change_initializer
 from tests.models.make_onnx import MASKED_LAYERS, residual_masks, residual_pair, set_properties
+from tests.models.transposable import T24, move_within_a_row
 
 LAYER = "layer1.conv2"
 WEIGHT = f"{LAYER}.weight"
@@ -260,3 +262,28 @@ def test_a_converted_layer_is_followed_into_the_plan(tmp_path: Path, precision: 
         assert (check.verdict, fault in check.detail) == ("fail", True), check.detail
         (layer,) = survival(source, changed, engine, None)
         assert layer.lost_at == ("engine" if name == "w" else None)
+
+
+def test_a_transposable_layer_is_lost_where_only_a_column_is(tmp_path: Path) -> None:
+    kernel = np.where(transposable_mask(weights(16, 16, 3, 3), T24), weights(16, 16, 3, 3), np.float32(0))
+    files = {}
+    for name, weight in (("sound", kernel), ("moved", move_within_a_row(kernel))):
+        model = one_layer("Conv", weight, x=["n", 16, 8, 8])
+        set_properties(model.graph.node[0], {PATTERN: "T2:4"})
+        files[name] = graph_of(model)
+    sound = StageState(state="conforming", group_count=2 * GROUPS)
+    (found,) = survival(files["sound"], files["sound"], engine_of(files["sound"]), None)
+    assert (found.pattern, found.converted, found.engine, found.lost_at) == ("T2:4", sound, sound, None)
+    for where, plan in (("engine", files["moved"]), ("converted", files["moved"])):
+        source = files["sound" if where == "engine" else "moved"]
+        layers = survival(source, plan, engine_of(source), None)
+        check = check_survival(layers, engine_of(source))
+        assert check.verdict == "fail"
+        assert check.detail == (
+            f"layer: first lost at the stage {where}: 1 of 1,152 groups keep more than 2 of 4 weights along input or output "
+            "channels"
+        )
+    # Its rows are what they were.
+    set_properties(model.graph.node[0], {PATTERN: "2:4"})
+    plain = graph_of(model)
+    assert survival(plain, plain, engine_of(plain), None)[0].lost_at is None
