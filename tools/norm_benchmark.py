@@ -144,7 +144,7 @@ def _comparison(layer: Layer, kernel: Array) -> str:
     phases, _ = polyphase(kernel.astype(np.float64), strides=(layer.stride,) * 2, dilations=(1, 1))
     cells = (min(32, -(-layer.padded // layer.stride)),) * 2
     found: list[float] = []
-    ours = _seconds(lambda: found.append(grid_maximum(phases[None], cells=cells)))
+    ours = _seconds(lambda: found.append(grid_maximum(phases[None], cells=cells).value))
     eigenvalues = _seconds(lambda: found.append(max(float(np.linalg.eigvalsh(g)[-1]) ** 0.5 for g in _grams(phases, cells))))
     gram_s = _seconds(lambda: found.append(max(_gram_iteration(g) for g in _grams(phases, cells))))
     assert max(found) <= min(found) * (1 + 2e-4), found  # the same figure in three ways: 0.01 % each
@@ -182,8 +182,8 @@ def _ratios(kernel: Array, stride: int, size: int) -> list[float]:
     exact = _exact_norm(kernel, stride, size, pad)
     phases, _ = polyphase(kernel, strides=(stride, stride), dilations=(1, 1))
     padded = (-(-(size + 2 * pad) // stride),) * 2
-    by_grid = [grid_maximum(phases[None], cells=(n, n)) * grid_slack(phases.shape[2:], (n, n)) for n in (8, 16, 32)]
-    bounds = [*by_grid, grid_maximum(phases[None], cells=padded), unfolding_bound(phases[None])]
+    by_grid = [grid_maximum(phases[None], cells=(n, n)).value * grid_slack(phases.shape[2:], (n, n)) for n in (8, 16, 32)]
+    bounds = [*by_grid, grid_maximum(phases[None], cells=padded).value, unfolding_bound(phases[None])]
     return [bound / exact for bound in bounds]
 
 

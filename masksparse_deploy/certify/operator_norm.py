@@ -1,28 +1,27 @@
 """Proved upper bounds of the l2 operator norm of convolutions and matrix products; docs/bounds.md derives each of them."""
 
+import dataclasses
 import hashlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.certify.norms.convolution import Evaluated, evaluate, is_plausible
 from masksparse_deploy.certify.norms.eigenvalue import Deficits
 from masksparse_deploy.certify.norms.polyphase import polyphase
-from masksparse_deploy.certify.norms.symbol import grid_maximum, grid_slack
-from masksparse_deploy.certify.norms.unfolding import frobenius_bound, spectral_norm, unfolding_bound
+from masksparse_deploy.certify.norms.store import NormStore
 
 __all__ = ["NormBound", "NormCache", "convolution_norm", "matrix_norm"]
 
 Array = npt.NDArray[Any]
 
-# The padded grid costs one factorisation a cell: it is used up to this many times the cells of the N x N grid.
-_PADDED_GRID_FACTOR = 2
+# Part of every key in a file of norms: what another version found in another way is computed anew.
+_VERSION = "cholesky 1"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class NormBound:
     """An upper bound of an operator norm, and the name of the bound in docs/bounds.md that gave it."""
 
@@ -31,43 +30,40 @@ class NormBound:
 
 
 class NormCache:
-    """Bounds by content of the kernel and geometry, so that nothing is computed twice within a run.
+    """Bounds by content of the kernel and geometry, so that nothing is computed twice.
 
     Args:
         grid: N of bound (a).
+        store: norms of earlier runs; those that pass `is_plausible` are taken, new ones are added, and the caller saves it.
         deficits: how matrices are proved to be definite; `cholesky_deficits` if None.
     """
 
-    def __init__(self, *, grid: int, deficits: Deficits | None = None) -> None:
+    def __init__(self, *, grid: int, store: NormStore | None = None, deficits: Deficits | None = None) -> None:
         self.grid = grid
+        self._store = store
         self._deficits = deficits
-        self._known: dict[tuple[object, ...], NormBound] = {}
+        self._known: dict[str, NormBound] = {}
 
     def convolution(
         self, kernel: Array, *, strides: Sequence[int], dilations: Sequence[int], groups: int, padded_size: Sequence[int]
     ) -> NormBound:
         """`convolution_norm` with this cache's grid."""
         kernel = kernel.astype(np.float64)
-        key = (kernel.shape, *strides, *dilations, groups, *padded_size, _digest(kernel))
+        geometry = (tuple(strides), tuple(dilations), groups, tuple(padded_size), self.grid)
+        key = _key(kernel, geometry)
         if key not in self._known:
-            self._known[key] = convolution_norm(
-                kernel,
-                strides=strides,
-                dilations=dilations,
-                groups=groups,
-                padded_size=padded_size,
-                grid=self.grid,
-                deficits=self._deficits,
-            )
+            prepared = _Prepared(kernel, strides=strides, dilations=dilations, groups=groups)
+            found = None if self._store is None else self._store.find(key)
+            if found is None or not is_plausible(found, prepared.kernel):
+                found = prepared.evaluate(padded_size=padded_size, grid=self.grid, deficits=self._deficits)
+            if self._store is not None:
+                self._store.keep(key, found)
+            self._known[key] = prepared.bound(found)
         return self._known[key]
 
     def matrix(self, matrix: Array) -> NormBound:
         """`matrix_norm`."""
-        matrix = matrix.astype(np.float64)
-        key = (matrix.shape, _digest(matrix))
-        if key not in self._known:
-            self._known[key] = matrix_norm(matrix, deficits=self._deficits)
-        return self._known[key]
+        return self.convolution(matrix[:, :, None], strides=(1,), dilations=(1,), groups=1, padded_size=(1,))
 
 
 def convolution_norm(
@@ -96,47 +92,35 @@ def convolution_norm(
     Returns:
         The bound, called "matrix" (exact), "padded grid" (b), "grid" (a), "unfolding" (c) or "frobenius".
     """
-    axes = kernel.ndim - 2
-    scaled, exponent = _scaled(kernel)
-    phases, shrink = polyphase(scaled, strides=strides or (1,) * axes, dilations=dilations or (1,) * axes)
-    phases = phases.reshape(groups, -1, *phases.shape[1:])
-    taps = phases.shape[3:]
-    if not phases.any() or set(taps) == {1}:
-        return _bound(spectral_norm(phases.reshape(*phases.shape[:2], -1), deficits=deficits), exponent, "matrix")
-    cells = tuple(1 if t == 1 else max(grid, 2 * t) for t in taps)
-    slack, method = grid_slack(taps, cells), "grid"
-    if padded_size is not None:
-        padded = tuple(1 if t == 1 else max(t, math.ceil(n / s)) for n, s, t in zip(padded_size, shrink, taps, strict=True))
-        # (b) is never above (a), so it replaces (a) where it does not cost more
-        if math.prod(padded) <= _PADDED_GRID_FACTOR * math.prod(cells):
-            cells, slack, method = padded, 1.0, "padded grid"
-    bounds = [(slack * grid_maximum(phases, cells=cells, deficits=deficits), method), (frobenius_bound(phases), "frobenius")]
-    # the most expensive last, and only what a few power steps leave a chance to be the smallest
-    bounds.append((unfolding_bound(phases, limit=min(bounds)[0], deficits=deficits), "unfolding"))
-    value, method = min(bounds)
-    return _bound(value, exponent, method)
+    ones = (1,) * (kernel.ndim - 2)
+    prepared = _Prepared(kernel, strides=strides or ones, dilations=dilations or ones, groups=groups)
+    return prepared.bound(prepared.evaluate(padded_size=padded_size, grid=grid, deficits=deficits))
 
 
 def matrix_norm(matrix: Array, *, deficits: Deficits | None = None) -> NormBound:
     """The largest singular value of a finite matrix (rows, columns), from above and exact to one part in 10^8."""
-    scaled, exponent = _scaled(matrix)
-    return _bound(spectral_norm(scaled[None], deficits=deficits), exponent, "matrix")
+    return convolution_norm(matrix[:, :, None], deficits=deficits)
 
 
-def _scaled(kernel: Array) -> tuple[Array, int]:
-    """`kernel` in float64, times 2^-exponent so that its largest element is about 1 and no square leaves the range."""
-    kernel = kernel.astype(np.float64)
-    assert np.isfinite(kernel).all(), "certify refuses weights that are not finite"
-    exponent = int(np.frexp(np.abs(kernel).max(initial=0))[1])
-    return np.ldexp(kernel, -exponent), exponent
+class _Prepared:
+    """A kernel (groups, out_channels, in_channels, *taps) without stride and dilation, scaled so that squares stay in range."""
+
+    def __init__(self, kernel: Array, *, strides: Sequence[int], dilations: Sequence[int], groups: int) -> None:
+        kernel = kernel.astype(np.float64)
+        assert np.isfinite(kernel).all(), "certify refuses weights that are not finite"
+        self._exponent = int(np.frexp(np.abs(kernel).max(initial=0))[1])
+        phases, self._shrink = polyphase(np.ldexp(kernel, -self._exponent), strides=strides, dilations=dilations)
+        self.kernel = phases.reshape(groups, -1, *phases.shape[1:])
+
+    def evaluate(self, *, padded_size: Sequence[int] | None, grid: int, deficits: Deficits | None) -> Evaluated:
+        return evaluate(self.kernel, shrink=self._shrink, padded_size=padded_size, grid=grid, deficits=deficits)
+
+    def bound(self, found: Evaluated) -> NormBound:
+        # the factor covers the last few roundings, and that of differences of weights, which are given in float64
+        value = np.ldexp(found.value * (1 + 2**-40), self._exponent)
+        return NormBound(value=float(value), method=found.method)
 
 
-def _bound(value: float, exponent: int, method: str) -> NormBound:
-    if value == 0:
-        return NormBound(value=0.0, method=method)
-    # the factor covers the last few roundings, and that of differences of weights, which are given in float64
-    return NormBound(value=math.ldexp(value * (1 + 2**-40), exponent), method=method)
-
-
-def _digest(array: Array) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+def _key(kernel: Array, geometry: tuple[object, ...]) -> str:
+    content = f"{_VERSION} {kernel.shape} {geometry}".encode() + np.ascontiguousarray(kernel).tobytes()
+    return hashlib.sha256(content).hexdigest()

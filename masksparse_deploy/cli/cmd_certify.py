@@ -39,11 +39,13 @@ def command(
         return _check(check, dense, sparse, samples, as_json)
     if samples is None or out is None:
         raise UsageError(f"{'--data' if samples is None else '--out'} is missing: only --check does without it")
-    from masksparse_deploy.certify.run import certify
+    from masksparse_deploy.pipeline.norms import write_certificate
+
+    def remark(text: str) -> None:
+        click.echo(text, err=True)
 
     with shown_progress() as progress:
-        certificate = certify(dense, sparse, samples, certify_options, progress=progress)
-    certificate.write(out)
+        certificate = write_certificate(dense, sparse, samples, certify_options, out=out, remark=remark, progress=progress)
     emit(certificate, as_json, *certify_lines(certificate))
     return 0
 

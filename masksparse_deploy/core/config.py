@@ -150,6 +150,7 @@ class CertifyOptions(Options):
 
     sample_count: int = _option(100, "test images for the bounds that hold for given samples", gt=0)
     grid: int = _option(32, "N of the N x N frequency grid of the norm bounds: larger is tighter and slower", ge=4, le=512)
+    reuse_norms: bool = _option(True, "keep the norms in a file beside the certificate and take them from there next time")
 
 
 class Gates(Options):
@@ -160,6 +161,12 @@ class Gates(Options):
     layerwise_violations: int = _option(0, "layers that may leave their bound", ge=0)
     require_interval: bool = _option(False, "the ends of the confidence intervals must meet the gates too")
     confidence: float = _option(0.95, "coverage of the intervals", gt=0.5, lt=1)
+    conformal_confidence: float = _option(
+        0.95, "probability with which a fresh image stays within the quantile of the deviation", gt=0.5, lt=1
+    )
+    conformal_share: float = _option(0.5, "share of the test images that this quantile is taken from", gt=0, lt=1)
+    conformal_seed: int = _option(0, "seed of the draw of those images", ge=0, le=LARGEST_SEED)
+    conformal_separate: bool = _option(False, "decide the gates of accuracy and changed predictions on the other images only")
 
 
 class DeployConfig(Options):

@@ -152,10 +152,17 @@ def _certify_inputs(job: Job) -> dict[str, Any]:
 
 
 def _certify(job: Job, progress: Progress) -> None:
-    from masksparse_deploy.certify.run import certify
+    from masksparse_deploy.pipeline.norms import write_certificate
 
-    certificate = certify(job.out / "dense.onnx", job.out / "sparse.onnx", job.test, job.config.certify, progress=progress)
-    certificate.write(job.out / "certificate.json")
+    write_certificate(
+        job.out / "dense.onnx",
+        job.out / "sparse.onnx",
+        job.test,
+        job.config.certify,
+        out=job.out / "certificate.json",
+        remark=lambda text: progress(text, 0, 1),
+        progress=progress,
+    )
 
 
 def _validate_inputs(job: Job) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 
 from masksparse_deploy.certify.norms import symbol
 from masksparse_deploy.certify.norms.polyphase import polyphase
-from masksparse_deploy.certify.norms.symbol import grid_maximum, grid_slack
+from masksparse_deploy.certify.norms.symbol import GridMaximum, grid_maximum, grid_slack
 from masksparse_deploy.certify.norms.unfolding import frobenius_bound, unfolding_bound
 from masksparse_deploy.certify.operator_norm import NormCache, convolution_norm, matrix_norm
 from masksparse_deploy.graph.operators import convolution
@@ -49,7 +49,7 @@ def phases_of(case: Case) -> Array:
 def by_grid(case: Case) -> float:
     phases = phases_of(case)
     taps = phases.shape[3:]
-    return grid_maximum(phases, cells=taps) * grid_slack(taps, taps)
+    return grid_maximum(phases, cells=taps).value * grid_slack(taps, taps)
 
 
 def by_unfolding(case: Case) -> float:
@@ -64,7 +64,7 @@ def circular(case: Case) -> float:
     """The planted false bound: exact for circular padding at the size of the input, but not a bound for zero padding."""
     phases = phases_of(case)
     cells = [max(n // s, t) for n, s, t in zip(case.size, case.strides, phases.shape[3:], strict=True)]
-    return grid_maximum(phases, cells=cells)
+    return grid_maximum(phases, cells=cells).value
 
 
 def is_bound(case: Case, bound: Bound) -> bool:
@@ -119,7 +119,7 @@ def test_a_bound_that_is_ten_percent_small_is_caught() -> None:
 
 def test_a_grid_bound_without_its_slack_is_caught() -> None:
     def coarse(case: Case) -> float:
-        return grid_maximum(phases_of(case), cells=(3, 3))
+        return grid_maximum(phases_of(case), cells=(3, 3)).value
 
     assert any(not is_bound(case, coarse) for case in same_size_cases())
 
@@ -153,10 +153,11 @@ def test_a_wrong_polyphase_is_caught(fault: Callable[..., Any], monkeypatch: pyt
 
 
 def test_a_norm_that_takes_the_mean_over_groups_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    def mean_of_groups(kernel: Array, **options: Any) -> float:
-        return float(np.mean([grid_maximum(part[None], **options) for part in kernel]))
+    def mean_of_groups(kernel: Array, **options: Any) -> GridMaximum:
+        values = [grid_maximum(part[None], **options).value for part in kernel]
+        return GridMaximum(value=float(np.mean(values)), cell=(), group=0)
 
-    monkeypatch.setattr("masksparse_deploy.certify.operator_norm.grid_maximum", mean_of_groups)
+    monkeypatch.setattr("masksparse_deploy.certify.norms.convolution.grid_maximum", mean_of_groups)
     generator = np.random.default_rng(2)
     assert any(not is_bound(random_case(generator), with_size) for _ in range(300))
 
@@ -167,7 +168,7 @@ def test_the_bound_of_the_grid_is_at_most_a_hundredth_of_a_percent_above_its_max
         kernel = generator.standard_normal(shape)
         frequencies = np.fft.fftn(kernel, cells, axes=range(2, len(shape)))
         exact = np.linalg.norm(np.moveaxis(frequencies.reshape(*shape[:2], -1), 2, 0), 2, axis=(1, 2)).max()
-        assert exact <= grid_maximum(kernel[None], cells=cells) <= exact * 1.0001
+        assert exact <= grid_maximum(kernel[None], cells=cells).value <= exact * 1.0001
 
 
 def test_a_transposed_convolution_has_the_norm_of_the_convolution_that_it_transposes() -> None:
@@ -221,7 +222,7 @@ def test_an_unfolding_that_cannot_be_the_smallest_is_not_evaluated(monkeypatch: 
 
     monkeypatch.setattr("masksparse_deploy.certify.norms.unfolding.spectral_norm", planted)
     kernel = np.random.default_rng(0).standard_normal((1, 8, 8, 3, 3))
-    assert unfolding_bound(kernel, limit=grid_maximum(kernel, cells=(8, 8))) == math.inf
+    assert unfolding_bound(kernel, limit=grid_maximum(kernel, cells=(8, 8)).value) == math.inf
     with pytest.raises(AssertionError, match="evaluated"):
         unfolding_bound(kernel)
 
@@ -252,13 +253,13 @@ def test_weights_that_are_not_finite_are_a_mistake_of_the_caller() -> None:
 
 def test_nothing_is_computed_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = convolution_norm
+    original = grid_maximum
 
     def counting(kernel: Array, **options: Any) -> Any:
         calls.append(kernel.shape)
         return original(kernel, **options)
 
-    monkeypatch.setattr("masksparse_deploy.certify.operator_norm.convolution_norm", counting)
+    monkeypatch.setattr("masksparse_deploy.certify.norms.convolution.grid_maximum", counting)
     cache = NormCache(grid=8)
     kernel = np.random.default_rng(0).standard_normal((2, 2, 3, 3))
     geometry: dict[str, Any] = {"dilations": (1, 1), "groups": 1, "padded_size": (6, 6)}

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg.lapack import dpotrf, zpotrf
-from scipy.sparse.linalg import ArpackError, eigsh
+from scipy.sparse.linalg import ArpackError, eigsh, svds
 
-__all__ = ["UNIT_ROUNDOFF", "Deficits", "cholesky_deficits", "largest_eigenvalue", "ritz_value"]
+__all__ = ["UNIT_ROUNDOFF", "Deficits", "cholesky_deficits", "largest_eigenvalue", "ritz_value", "singular_value_from_below"]
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +24,9 @@ Deficits = Callable[[Array], npt.NDArray[np.float64]]
 _SMALL = 32
 
 
-def largest_eigenvalue(batches: Iterable[Array], *, slack: float, deficits: Deficits | None = None) -> float:
+def largest_eigenvalue(
+    batches: Iterable[Array], *, slack: float, deficits: Deficits | None = None
+) -> tuple[float, tuple[int, int]]:
     """An upper bound of the largest eigenvalue of all matrices.
 
     A level is raised to (1 + slack) times a Ritz value, which is a lower bound, until every matrix is proved to lie below it
@@ -36,13 +38,14 @@ def largest_eigenvalue(batches: Iterable[Array], *, slack: float, deficits: Defi
         deficits: the proof; `cholesky_deficits` if None.
 
     Returns:
-        The bound, at least the largest eigenvalue and, up to rounding, at most 1 + slack times as much.
+        The bound, at least the largest eigenvalue and, up to rounding, at most 1 + slack times as much; and (batch, index) of
+        the matrix whose largest eigenvalue is that close to it.
     """
     prove = deficits or cholesky_deficits
-    level, deficit = 0.0, 0.0
-    for grams in batches:
+    level, deficit, witness = 0.0, 0.0, (0, 0)
+    for number, grams in enumerate(batches):
         size = grams.shape[1]
-        parts = grams.reshape(len(grams), -1).view(np.float64)
+        parts = grams.reshape(len(grams), size**2).view(np.float64)
         # the factor covers the rounding of a sum of 2 n^2 squares
         frobenius = np.sqrt(np.einsum("ij,ij->i", parts, parts)) * (1 + 2 * (size**2 + 4) * UNIT_ROUNDOFF)
         unproved = np.flatnonzero(frobenius > level)
@@ -61,10 +64,10 @@ def largest_eigenvalue(batches: Iterable[Array], *, slack: float, deficits: Defi
             if raised <= level:  # the Lanczos steps missed the largest; one more step of the level makes sure that this ends
                 exact = float(np.linalg.eigvalsh(grams[worst])[-1])
                 raised = max((1 + slack) * exact, (1 + slack) * level)
-            level = raised
+            level, witness = raised, (number, worst)
             unproved = unproved[frobenius[unproved] > level]
     # one rounding of level - g on each diagonal
-    return level * (1 + 4 * UNIT_ROUNDOFF) + deficit
+    return level * (1 + 4 * UNIT_ROUNDOFF) + deficit, witness
 
 
 def cholesky_deficits(matrices: Array) -> npt.NDArray[np.float64]:
@@ -95,3 +98,14 @@ def ritz_value(gram: Array, *, tolerance: float) -> float:
         except ArpackError:  # not converged, or a start in a subspace that the matrix keeps
             pass
     return float(np.linalg.eigvalsh(gram)[-1])
+
+
+def singular_value_from_below(matrix: Array) -> float:
+    """A lower bound, up to rounding, of the largest singular value of (rows, columns), and close to it."""
+    if min(matrix.shape) > _SMALL:
+        start = np.random.default_rng(0).standard_normal(min(matrix.shape)).astype(matrix.dtype)
+        try:
+            return float(svds(matrix, k=1, v0=start, tol=1e-3, return_singular_vectors=False)[0])
+        except ArpackError:
+            pass
+    return float(np.linalg.norm(matrix, 2))

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.certify.norms.eigenvalue import UNIT_ROUNDOFF, Deficits, largest_eigenvalue
 
-__all__ = ["GRID_SLACK", "grid_maximum", "grid_slack"]
+__all__ = ["GRID_SLACK", "GridMaximum", "gram_rounding", "grid_maximum", "grid_slack", "symbol_at"]
 
 Array = npt.NDArray[Any]
 
@@ -20,7 +21,16 @@ GRID_SLACK = 2.0**-13
 _BATCH_BYTES = 32 << 20
 
 
-def grid_maximum(kernel: Array, *, cells: Sequence[int], deficits: Deficits | None = None) -> float:
+@dataclass(frozen=True, kw_only=True)
+class GridMaximum:
+    """An upper bound of the symbol's largest norm on a grid, and the cell and group whose norm is that close to it."""
+
+    value: float
+    cell: tuple[int, ...]
+    group: int
+
+
+def grid_maximum(kernel: Array, *, cells: Sequence[int], deficits: Deficits | None = None) -> GridMaximum:
     """The largest spectral norm of the symbol F(w) = sum_r K[:, :, r] exp(i r.w) over a frequency grid and all groups.
 
     Args:
@@ -29,27 +39,44 @@ def grid_maximum(kernel: Array, *, cells: Sequence[int], deficits: Deficits | No
         deficits: see `largest_eigenvalue`.
 
     Returns:
-        An upper bound of the norm, at most 0.01 % above it.
+        The bound, at most 0.01 % above the largest norm, which is at the frequency 2 pi cell / cells.
     """
     taps = kernel.shape[3:]
     assert all(n >= t for n, t in zip(cells, taps, strict=True)), "the grid must hold the kernel"
     if kernel.shape[1] < kernel.shape[2]:
         kernel = kernel.swapaxes(1, 2)  # the adjoint, up to complex conjugation: same norms, smaller Gram matrices
-    groups, rows, size = kernel.shape[:3]
+    groups, _, size = kernel.shape[:3]
     frequencies = _half_of(cells)
     per_batch = max(1, _BATCH_BYTES // (groups * size**2 * 16))
-    squared = largest_eigenvalue(_gram_batches(kernel, cells, frequencies, per_batch), slack=GRID_SLACK, deficits=deficits)
-    # docs/bounds.md: sums of rows x taps and of `offsets` products, and phases that are off by up to 100 roundings
-    offsets = math.prod(2 * t - 1 for t in taps)
+    batches = _gram_batches(kernel, cells, frequencies, per_batch)
+    squared, (batch, index) = largest_eigenvalue(batches, slack=GRID_SLACK, deficits=deficits)
+    value = math.sqrt(squared + gram_rounding(kernel)) * (1 + 4 * UNIT_ROUNDOFF)
+    cell = frequencies[batch * per_batch + index // groups]
+    return GridMaximum(value=value, cell=tuple(int(k) for k in cell), group=index % groups)
+
+
+def gram_rounding(kernel: Array) -> float:
+    """By how much a computed Gram matrix can be off, in the spectral norm; docs/bounds.md derives it.
+
+    Sums of rows x taps products, then of as many terms as there are offsets, with phases that are off by up to 100 roundings.
+    """
+    taps = kernel.shape[3:]
+    terms = kernel.shape[1] * math.prod(taps) + math.prod(2 * t - 1 for t in taps) + 100
     largest_frobenius = float((kernel**2).sum(axis=tuple(range(1, kernel.ndim))).max())
-    terms = rows * math.prod(taps) + offsets + 100
-    squared += 2 * terms * UNIT_ROUNDOFF * math.prod(taps) * largest_frobenius
-    return math.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF)
+    return float(2 * terms * UNIT_ROUNDOFF * math.prod(taps) * largest_frobenius)
 
 
 def grid_slack(taps: Sequence[int], cells: Sequence[int]) -> float:
     """How far above the grid the norm can be between its points: 1 / prod of cos(pi (taps - 1) / 2 cells), bound (a)."""
     return 1 / math.prod(math.cos(math.pi * (t - 1) / (2 * n)) for t, n in zip(taps, cells, strict=True))
+
+
+def symbol_at(kernel: Array, *, cell: Sequence[int], cells: Sequence[int]) -> Array:
+    """F at 2 pi cell / cells, complex128 (out_channels, in_channels), of a `kernel` (out_channels, in_channels, *taps)."""
+    symbol = kernel.astype(np.complex128)
+    for place, count in zip(reversed(cell), reversed(cells), strict=True):
+        symbol = symbol @ np.exp(2j * np.pi * place / count * np.arange(symbol.shape[-1]))
+    return symbol
 
 
 def _half_of(cells: Sequence[int]) -> npt.NDArray[np.int64]:

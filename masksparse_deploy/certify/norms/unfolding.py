@@ -58,7 +58,7 @@ def unfolding_bound(kernel: Array, *, limit: float = math.inf, deficits: Deficit
 def spectral_norm(matrices: Array, *, deficits: Deficits | None = None) -> float:
     """An upper bound of the largest singular value of float64 matrices (count, rows, columns), exact to one part in 10^8."""
     tall = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.swapaxes(1, 2)
-    squared = largest_eigenvalue([tall.swapaxes(1, 2) @ tall], slack=_MATRIX_SLACK, deficits=deficits)
+    squared, _ = largest_eigenvalue([tall.swapaxes(1, 2) @ tall], slack=_MATRIX_SLACK, deficits=deficits)
     # docs/bounds.md: sums of `rows` products
     squared += 2 * (tall.shape[1] + 100) * UNIT_ROUNDOFF * float((tall**2).sum(axis=(1, 2)).max())
     return math.sqrt(squared) * (1 + 4 * UNIT_ROUNDOFF)
