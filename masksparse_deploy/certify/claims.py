@@ -1,6 +1,5 @@
 """From numbers to claims: what is proved, under which assumptions, and whether it is of any use."""
 
-import decimal
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from masksparse_deploy.core.artifacts.certificate import (
     Claim,
     LayerBound,
 )
+from masksparse_deploy.core.decimals import rounded_up
 
 __all__ = [
     "certified_by_margin",
@@ -26,7 +26,6 @@ __all__ = [
     "data_free_claim",
     "inconclusive_claim",
     "layerwise_claim",
-    "rounded_up",
     "sample_claim",
     "smallest",
 ]
@@ -51,11 +50,6 @@ _METHODS = {
 _EXACT = "The networks are computed in exact real arithmetic; rounding by an engine comes on top."
 _SLACK = "Bounds are computed in float64 and enlarged by a relative 1e-9 for each operator to allow for its rounding."
 _NORMS = "Convolutions pad with zeros and have inputs of the sizes that the model has for the images of the data set."
-
-
-def rounded_up(value: float) -> float:
-    """`value` >= 0 rounded up to six digits, so that a statement that prints it claims no more than is proved."""
-    return float(decimal.Context(prec=6, rounding=decimal.ROUND_CEILING).create_decimal(value))
 
 
 def certified_by_margin(logits: Array, bounds: Array) -> npt.NDArray[np.bool_]:

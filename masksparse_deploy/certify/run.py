@@ -9,7 +9,6 @@ from masksparse_deploy.certify.claims import (
     data_free_claim,
     inconclusive_claim,
     layerwise_claim,
-    rounded_up,
     sample_claim,
     smallest,
 )
@@ -22,6 +21,7 @@ from masksparse_deploy.certify.recursion import propagate
 from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.core.artifacts.certificate import DATA_FREE, END_TO_END, Certificate, Claim, LayerBound
 from masksparse_deploy.core.config import CertifyOptions
+from masksparse_deploy.core.decimals import rounded_up
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples

@@ -13,7 +13,7 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifa
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
-from masksparse_deploy.core.artifacts.validation import ValidationReport
+from masksparse_deploy.core.artifacts.validation import DeviationQuantile, ValidationReport
 from masksparse_deploy.core.patterns import NMPattern
 
 __all__ = [
@@ -164,7 +164,8 @@ def certify_lines(certificate: Certificate) -> list[str]:
         if claim.certified_count is not None and claim.sample_count is not None:
             words.append(f"certifies {claim.certified_count} of {claim.sample_count} samples")
         colour = "green" if claim.status == "useful" else "yellow"
-        lines.append(f"{escape(claim.name)}: [{colour}]{claim.status}[/]   {', '.join(words)}")
+        smallest = " (the smallest)" if claim.name == certificate.smallest else ""
+        lines.append(f"{escape(claim.name)}: [{colour}]{claim.status}[/]   {', '.join(words)}{smallest}")
     return lines
 
 
@@ -179,12 +180,25 @@ def validate_lines(report: ValidationReport) -> list[str]:
         f"{_percent(accuracy.sparse_correct / accuracy.total)}, drop {accuracy.drop_points:.2f} "
         f"{_interval(accuracy.drop_interval, 1.0, '.2f')} points",
     ]
+    if report.deviation is not None:
+        lines.append(_deviation_line(report.deviation))
     if report.survival:
         lines.append(survival_line(report.survival))
     for check in report.checks:
         if check.verdict != "pass":
             lines.append(f"[{_COLOURS[check.verdict]}]{check.verdict}[/] {escape(check.name)}: {escape(check.detail)}")
     return lines
+
+
+def _deviation_line(found: DeviationQuantile) -> str:
+    """What a fresh image is expected to do: statistics, with the sample sizes."""
+    if found.quantile is None:
+        return f"a fresh image: nothing is said, {found.sample_count} samples are too few (needed: {found.needed_count})"
+    return (
+        f"a fresh image: outputs at most {found.quantile:.3g} apart with probability {_percent(found.confidence)} (statistics, "
+        f"{found.sample_count} samples); {found.wide_margin_count} of {found.fresh_count} others have a margin above "
+        f"{found.margin:.3g}, {found.kept_count} of them keep their class"
+    )
 
 
 def verdict_line(report: ValidationReport, path: str) -> str:

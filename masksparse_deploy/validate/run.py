@@ -12,6 +12,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.graph.evaluate import unsupported_operators
+from masksparse_deploy.validate.conformal import calibration_samples, deviation_quantile
 from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
@@ -103,8 +104,13 @@ def validate(
         found, layers = _layer_checks(dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress)
         checks += found
     progress("validate", 5, _STEPS)
+    calibration = calibration_samples(len(samples), gates)
+    deviation = None
+    if np.isfinite(dense.outputs).all() and np.isfinite(sparse.outputs).all():
+        deviation = deviation_quantile(dense.outputs, sparse.outputs, calibration, gates)
     classes = dense.outputs.argmax(1)
-    accuracy = compare_accuracy(classes, sparse.outputs.argmax(1), samples.labels, gates.confidence)
+    decided = ~calibration if gates.conformal_separate else np.ones(len(samples), dtype=np.bool_)
+    accuracy = compare_accuracy(classes[decided], sparse.outputs.argmax(1)[decided], samples.labels[decided], gates.confidence)
     checks += [check_above_chance(classes, samples.labels), accuracy_gate(accuracy, gates), flip_gate(accuracy, gates)]
     progress("validate", _STEPS, _STEPS)
     return ValidationReport(
@@ -117,6 +123,7 @@ def validate(
         accuracy=accuracy,
         verdict=overall_verdict(checks),
         survival=survived,
+        deviation=deviation,
     )
 
 

@@ -13,6 +13,7 @@ from masksparse_deploy.certify import claims
 from masksparse_deploy.certify.run import certify
 from masksparse_deploy.core.artifacts.certificate import DATA_FREE, END_TO_END, HYBRID, LAYERWISE, Certificate, Claim
 from masksparse_deploy.core.config import CertifyOptions
+from masksparse_deploy.core.decimals import rounded_up
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import apply_layer, evaluate
@@ -197,7 +198,7 @@ def test_a_printed_bound_is_never_below_the_proved_one(paths: tuple[Path, Path])
         assert printed == pytest.approx(bound, rel=1e-5)  # six digits
     radius = float(found[DATA_FREE].statement.split("is at most ")[1].split(",")[0])
     assert radius >= np.linalg.norm(samples.images.reshape(20, -1).astype(np.float64), axis=1).max()
-    assert [claims.rounded_up(value) for value in (0.0, 0.1234561, 123456.1, 2.5)] == [0.0, 0.123457, 123457.0, 2.5]
+    assert [rounded_up(value) for value in (0.0, 0.1234561, 123456.1, 2.5)] == [0.0, 0.123457, 123457.0, 2.5]
 
 
 def test_a_bound_beyond_all_numbers_is_inconclusive(paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

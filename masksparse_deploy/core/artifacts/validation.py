@@ -5,7 +5,7 @@ from typing import ClassVar
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record, Verdict
 from masksparse_deploy.core.artifacts.survival import LayerSurvival
 
-__all__ = ["AccuracyComparison", "Check", "DeviationTerms", "LayerDeviation", "ValidationReport"]
+__all__ = ["AccuracyComparison", "Check", "DeviationQuantile", "DeviationTerms", "LayerDeviation", "ValidationReport"]
 
 
 class Check(Record):
@@ -73,6 +73,29 @@ class AccuracyComparison(Record):
     flip_interval: Interval
 
 
+class DeviationQuantile(Record):
+    """How far apart the two engines are on a fresh image, with a stated probability: split conformal, statistics and no bound.
+
+    `quantile` is the ceil((sample_count + 1) confidence)-th smallest l2 distance between the engines' outputs over the
+    `sample_count` samples that were drawn with `seed`; None if they are fewer than `needed_count`. `margin` is sqrt(2) times
+    that. The other counts are of the `fresh_count` samples that were not drawn: `covered_count` are within the quantile,
+    `wide_margin_count` have a wider margin than `margin` in the dense engine, `kept_count` of those keep their class.
+    """
+
+    confidence: float
+    seed: int
+    sample_count: int
+    needed_count: int
+    quantile: float | None
+    margin: float | None
+    fresh_count: int
+    covered_count: int | None
+    wide_margin_count: int | None
+    kept_count: int | None
+    statement: str
+    assumptions: tuple[str, ...]
+
+
 class ValidationReport(Document):
     """Checks and the verdict: `pass` only if there is at least one deciding check and every deciding check passes."""
 
@@ -87,3 +110,4 @@ class ValidationReport(Document):
     accuracy: AccuracyComparison
     verdict: Verdict
     survival: tuple[LayerSurvival, ...] = ()
+    deviation: DeviationQuantile | None = None
