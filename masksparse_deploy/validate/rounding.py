@@ -79,7 +79,7 @@ def rounding_bound(
     rounded = (factor + 2 * spread(growth(kept + 2, UNIT_FP64))) * whole + flushed
     stored = (2 * unit + unit**2) * (whole + rounded) + 3 * spacing if unit else 0.0
     bound = np.asarray(moved + cut + rounded + stored, dtype=np.float64)
-    return np.where(whole + rounded <= arithmetic.largest_sum, bound, np.float64(np.inf))
+    return np.asarray(np.where(whole + rounded <= arithmetic.largest_sum, bound, np.inf), dtype=np.float64)
 
 
 def _operands(
@@ -93,7 +93,8 @@ def _operands(
     weights = np.abs(layer.weight.astype(np.float64)).sum(axis=_summed_axes(layer))
     largest = float(np.abs(x).max(initial=0))
     near_zero = spacing * (1 + unit) * (weights + kept_terms(layer) * (largest + spacing))
-    return ((1 + unit) ** 2 - 1) * magnitude + along_channels(layer, near_zero, magnitude.ndim)
+    cut: npt.NDArray[np.float64] = ((1 + unit) ** 2 - 1) * magnitude + along_channels(layer, near_zero, magnitude.ndim)
+    return cut
 
 
 def _summed_axes(layer: WeightedLayer) -> tuple[int, ...]:
