@@ -37,8 +37,9 @@ def solve_kept(gram: torch.Tensor, dense: torch.Tensor, keep: torch.Tensor, *, r
     places = keep.nonzero()[:, 1].view(len(keep), -1)
     # What dropping takes away, seen from every input.
     lost = torch.where(keep, 0.0, dense) @ gram
-    kept_count = places.shape[1]
-    for rows in torch.arange(len(keep), device=keep.device).split(max(1, _BATCH_VALUES // kept_count**2)):
+    batch = max(1, _BATCH_VALUES // places.shape[1] ** 2)
+    for start in range(0, len(keep), batch):
+        rows = slice(start, start + batch)
         chosen = places[rows]
         systems = gram[chosen[:, :, None], chosen[:, None, :]]
         systems.diagonal(dim1=1, dim2=2).add_(strength)
