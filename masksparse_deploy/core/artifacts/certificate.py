@@ -36,7 +36,7 @@ class LayerBound(Record):
     For every input x of the layer, ||K * x + b - (K~ * x + b~)|| <= difference_norm ||x|| + bias_difference sqrt(positions),
     with `bias_difference` = ||b - b~||. All norms are l2, unit-free.
     `removed_norm` bounds the operator norm of (1 - keep) K, what masking alone removes; it equals `difference_norm` when
-    batch-norm statistics were not re-estimated. `method` names the bound of docs/bounds.md that gave the minimum.
+    neither weights nor batch-norm statistics are new. `method` names the bound of docs/bounds.md that gave the minimum.
     """
 
     layer: str
