@@ -99,7 +99,7 @@ def measure(tiles: Floats, n: int, *, runs: int) -> list[Row]:
         return solve_tiles(tiles, n, solver=solver).keep
 
     choices = {name: partial(keep_by, name) for name in names if name != "enumeration" or m <= LARGEST_M}
-    timed = {name: _shortest(choose, runs=runs) for name, choose in choices.items()}
+    timed: dict[str, tuple[Booleans, float, float]] = {name: _shortest(choose, runs=runs) for name, choose in choices.items()}
     timed["greedy, without swaps"] = _shortest(lambda: keep_greedily(tiles, n), runs=runs)
     best = timed["exact"][0]
     rows = []

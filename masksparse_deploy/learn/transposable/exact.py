@@ -10,7 +10,7 @@ __all__ = ["best_tiles_by_prices"]
 
 # Rounds of improving prices and their relaxation, before every attempt at a proof; only tiles without one go on. The slowest
 # tiles gain from more relaxation. The last round has none: with ties it leaves a third as many weights to move, as measured.
-_STAGES = (((1, 1.0), (3, 1.3)), ((2, 1.3),), ((2, 1.4),), ((3, 1.4),), ((4, 1.5), (1, 1.0)))
+_STAGES = (((1, 1.0), (3, 1.3)), ((2, 1.4),), ((2, 1.5),), ((2, 1.5),), ((3, 1.5), (1, 1.0)))
 # Weights that are worked on at once: few enough to stay in the processor's cache, many enough for NumPy's calls not to count.
 _BLOCK = 2**18
 
