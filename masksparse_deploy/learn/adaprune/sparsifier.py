@@ -75,12 +75,13 @@ class AdaPrune(Sparsifier):
         dense = copy.deepcopy(model).to(self.device)
         fitted = self._solved if self.reconstruction == "closed-form" else self._descended
         weights: dict[str, npt.NDArray[np.float32]] = {}
-        for layer, weight in fitted(dense, layers, masks, self._images(train)):
+        for layer, weight in fitted(dense, layers, masks, self.images(train)):
             weights[layer.weight_name] = weight.reshape(layer.shape).float().cpu().numpy()
             self.progress("fitting kept weights", len(weights), len(layers))
         return Outcome(masks=masks, weights=weights)
 
-    def _images(self, train: Samples) -> npt.NDArray[np.float32]:
+    def images(self, train: Samples) -> npt.NDArray[np.float32]:
+        """The calibration images, float32 (count, channels, height, width)."""
         generator = np.random.default_rng(self.seed)
         chosen = generator.permutation(len(train))[: self.calibration_count]
         return augment(torch.from_numpy(train.images[chosen]), self.augment, generator).numpy()
