@@ -106,10 +106,12 @@ def _run(record: CertificateRecord, sources: Sources) -> tuple[Propagated | None
 def _factor(record: CertificateRecord, setting: Setting) -> float:
     """How much larger the certificate's bounds may be than the checker's, because its norms are.
 
-    Every bound is a sum of products in which the norm of each layer, dense, sparse or of their difference, occurs at most once.
-    So it is at most multiplied by the product of what these norms are multiplied by. A recorded norm counts as it is recorded.
+    Every bound is a sum of products in which the norm of each layer, dense, sparse or of their difference, occurs at most once
+    on the way to each factor of a product of tensors. So it is at most multiplied by the product of what these norms are
+    multiplied by, once and once more for each such product. A recorded norm counts as it is recorded.
     """
     recorded = {layer.node: layer for layer in record.layers}
+    products = sum(setting.sparse.is_product(node) for node in setting.pair.sparse.nodes)
     factor = (1 + _NODE_SLACK) ** len(setting.pair.dense.nodes)
     for node in setting.pair.dense.nodes:
         try:
@@ -117,7 +119,7 @@ def _factor(record: CertificateRecord, setting: Setting) -> float:
                 factor *= _ratio(node, recorded.get(node.name), setting)
         except (NoRuleError, KeyError):
             continue  # such a layer has no norm, and no bound goes through it
-    return factor
+    return float(factor ** (1 + products))
 
 
 def _ratio(node: onnx.NodeProto, recorded: LayerRecord | None, setting: Setting) -> float:

@@ -18,7 +18,10 @@ __all__ = ["enlarged"]
 Array = npt.NDArray[Any]
 
 # They move, choose or average elements, and do the same with distances.
-_ARRANGEMENTS = ("AveragePool", "Flatten", "GlobalAveragePool", "MaxPool", "ReduceMean", "Reshape", "Slice", "Squeeze")
+_ARRANGEMENTS = (
+    *("AveragePool", "Flatten", "GlobalAveragePool", "GlobalMaxPool", "MaxPool", "ReduceMax", "ReduceMean", "ReduceSum"),
+    *("Slice", "Squeeze", "Transpose", "Unsqueeze"),
+)
 
 
 def enlarged(node: onnx.NodeProto, around: Surroundings, distances: Mapping[str, Array], shape: tuple[int, ...]) -> Array:
@@ -29,18 +32,26 @@ def enlarged(node: onnx.NodeProto, around: Surroundings, distances: Mapping[str,
     """
     opset = around.network.opset
     attributes = attributes_of(node)
-    if node.op_type == "Add":
+    if node.op_type in ("Add", "Sub"):
         return np.broadcast_to(sum(distances[name] for name in node.input if name in distances), shape)
     if node.op_type == "Concat":
         constants = around.network.constants
         parts = [distances[name] if name in distances else np.zeros(constants[name].shape) for name in node.input]
         return np.concatenate(parts, axis=attributes["axis"])
+    if node.op_type in ("Mul", "Div") and len(distances) == 1:
+        return np.broadcast_to(_scaled(node, around, distances), shape)
     x = distances[node.input[0]]
-    slope = slope_of(node)
+    slope = slope_of(node, around.network.constants)
     if slope is not None:
         return x * slope
     if node.op_type in ("Cast", "Dropout"):
         return x
+    if node.op_type == "Reshape":
+        return x.reshape(shape)
+    if node.op_type == "Softmax":  # a row of diag(p) - p p^T has an absolute sum of at most 1/2
+        return np.broadcast_to(0.5 * x.max(axis=attributes.get("axis", -1), keepdims=True), shape)
+    if node.op_type == "LogSoftmax":  # a row of I - 1 p^T
+        return np.asarray(x + x.max(axis=attributes.get("axis", -1), keepdims=True))
     if node.op_type in _ARRANGEMENTS:
         return apply_exactly(node, [x, *(around.constant(node, place) for place in range(1, len(node.input)))], opset=opset)
     if node.op_type in ("Conv", "Gemm", "MatMul"):
@@ -53,6 +64,19 @@ def enlarged(node: onnx.NodeProto, around: Surroundings, distances: Mapping[str,
         factors: Array = np.abs(scale) / np.sqrt(variance + attributes.get("epsilon", 1e-5))
         return x * factors.reshape(-1, *(1,) * (x.ndim - 2))
     raise NoRuleError(node.op_type)
+
+
+def _scaled(node: onnx.NodeProto, around: Surroundings, distances: Mapping[str, Array]) -> Array:
+    """A product or quotient with a constant, or a gate: a function of one tensor with a known slope."""
+    ((name, x),) = distances.items()
+    others = [key for key in node.input if key in around.network.constants]
+    if not others:
+        gate = around.gates.find(node)
+        assert gate is not None and gate.slope is not None and gate.source == name, "its rule was found first"
+        return x * gate.slope
+    constant = np.abs(around.network.constants[others[0]].astype(np.float64))
+    scaled: Array = x * constant if node.op_type == "Mul" else x / constant
+    return scaled
 
 
 def _without_bias(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -74,10 +74,10 @@ class Network:
         return int(dims[0].dim_value) if dims and dims[0].dim_value > 0 else None
 
     def variables(self) -> frozenset[str]:
-        """Names of the tensors that depend on the input."""
+        """Names of the tensors that depend on the values of the input."""
         names = {value.name for value in self.inputs}
         for node in self.nodes:
-            if names & set(node.input):
+            if names & set(node.input) and node.op_type != "Shape":
                 names |= set(node.output)
         return frozenset(names)
 

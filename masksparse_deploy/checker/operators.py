@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx.helper
+import onnx.shape_inference
 from onnx.reference import ReferenceEvaluator
 
 __all__ = ["apply"]
@@ -26,16 +27,19 @@ def apply(node: onnx.NodeProto, inputs: Sequence[Array | None], *, opset: int) -
     Raises:
         Exception: what the reference implementation raises where it has no such operator, or the shapes do not fit.
     """
-    run = _evaluator(node.SerializeToString(deterministic=True), opset)
     feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
+    types = tuple((name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)) for name, array in feeds.items())
+    run = _evaluator(node.SerializeToString(deterministic=True), types, opset)
     results: Any = run.run([node.output[0]], feeds)
     return np.asarray(results[0])
 
 
 @functools.lru_cache(maxsize=4096)
-def _evaluator(node: bytes, opset: int) -> ReferenceEvaluator:
+def _evaluator(node: bytes, types: tuple[tuple[str, int], ...], opset: int) -> ReferenceEvaluator:
     proto = onnx.NodeProto.FromString(node)
-    inputs = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(proto.input) if name]
+    inputs = [onnx.helper.make_tensor_value_info(name, element_type, None) for name, element_type in types]
     outputs = [onnx.ValueInfoProto(name=proto.output[0])]
     graph = onnx.helper.make_graph([proto], "one", inputs, outputs)
-    return ReferenceEvaluator(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)]))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    # some operators are defined by others, which depend on the types
+    return ReferenceEvaluator(onnx.shape_inference.infer_shapes(model))

@@ -12,6 +12,7 @@ import onnx
 from masksparse_deploy.checker.elementwise import enlarged
 from masksparse_deploy.checker.evaluation import Walk, apply_exactly
 from masksparse_deploy.checker.network import attributes_of
+from masksparse_deploy.checker.products import product_of_samples
 from masksparse_deploy.checker.recursion import at_zero, change_factor
 from masksparse_deploy.checker.rules import NoRuleError, Rule, rule_of
 from masksparse_deploy.checker.setting import Setting
@@ -105,15 +106,15 @@ def _propagate(setting: Setting, images: Array) -> Propagated:
     known: dict[str, _Distance | None] = {
         setting.pair.dense.inputs[0].name: _Distance(l2=nothing, elements=np.zeros(images.shape))
     }
+    of_gates = {name for node in setting.pair.sparse.nodes for name in around.sources(node) if name not in node.input}
     for node in setting.pair.dense.nodes:
-        before = dense.inputs(node)
-        inputs = [known[name] for name in node.input if name in known]
+        before, before_sparse = dense.inputs(node), sparse.inputs(node)
         after, other = dense.step(node), sparse.step(node)
-        if not inputs:
+        if not any(name in around.variables for name in node.input):
             continue
-        step = _Step(setting, node, before, after, result)
-        known[node.output[0]] = step.distance({name: known[name] for name in node.input if name in known})
-        known = {name: value for name, value in known.items() if name in dense.values}
+        step = _Step(setting, node, before, before_sparse, after, result)
+        known[node.output[0]] = step.distance({name: known[name] for name in around.sources(node)})
+        known = {name: value for name, value in known.items() if name in dense.values or name in of_gates}
         if node.output[0] == output:
             result.dense, result.sparse = after, other
     final = known[output]
@@ -127,11 +128,18 @@ class _Step:
     """One node in both networks, on the dense network's tensors."""
 
     def __init__(
-        self, setting: Setting, node: onnx.NodeProto, before: list[Array | None], after: Array, into: Propagated
+        self,
+        setting: Setting,
+        node: onnx.NodeProto,
+        before: list[Array | None],
+        before_sparse: list[Array | None],
+        after: Array,
+        into: Propagated,
     ) -> None:
         self._setting = setting
         self._node = node
         self._before = before
+        self._before_sparse = before_sparse
         self._after = after
         self._into = into
 
@@ -143,15 +151,19 @@ class _Step:
         try:
             if self._after.shape[:1] != (count,):
                 raise NoRuleError(f"{node.op_type} across samples")
-            rule = rule_of(node, around)
+            rule, met = self._product() if around.is_product(node) else (rule_of(node, around), None)
             distances = {name: value for name, value in known.items() if value is not None}
             if len(distances) < len(known):
                 return None
-            elements = enlarged(node, around, {name: value.elements for name, value in distances.items()}, self._after.shape)
+            inputs = [distances[name] for name in around.sources(node)]
+            if met is None:
+                by_name = {name: value.elements for name, value in distances.items()}
+                elements = enlarged(node, around, by_name, self._after.shape)
+            else:
+                elements = met[0] * inputs[0].elements + met[1] * inputs[1].elements
         except NoRuleError as error:
             self._into.missing.add(str(error))
             return None
-        inputs = [distances[name] for name in node.input if name in distances]
         l2 = self._combined(rule, inputs)
         if change is not None:
             elements = elements + np.abs(change)
@@ -163,6 +175,10 @@ class _Step:
             self._keep_last(inputs[0].l2, self._after if change is None else self._after - change)
         limit = l2[HYBRID].reshape(-1, *(1,) * (elements.ndim - 1))
         return _Distance(l2=l2, elements=np.minimum(elements, limit))
+
+    def _product(self) -> tuple[Rule, tuple[Array, Array]]:
+        dense, sparse = ([array for array in before if array is not None] for before in (self._before, self._before_sparse))
+        return product_of_samples(dense, sparse, self._after.shape)
 
     def _combined(self, rule: Rule, inputs: list[_Distance]) -> dict[str, Array]:
         claims = [claim for claim in (NORMS, RESIDUALS, HYBRID) if all(claim in value.l2 for value in inputs)]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from masksparse_deploy.checker.gates import Gates
 from masksparse_deploy.checker.network import Network, attributes_of
 from masksparse_deploy.checker.norms import Geometry, Norm, convolution_norm, matrix_norm
 from masksparse_deploy.checker.pair import Pair
@@ -105,4 +106,5 @@ class Setting:
             variables=network.variables(),
             shapes=self.shapes,
             norm=lambda node: self.norms.norm(node, which).value,
+            gates=Gates(network, frozenset(node.output[0] for node in network.nodes if self.pair.differs(node))),
         )
