@@ -1,6 +1,7 @@
 """Bounds of convolutions as ONNX files hold them: one to three dimensions, transposed ones, every kind of padding."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from masksparse_deploy.certify.layers import known_shapes, layer_bound
 from masksparse_deploy.certify.norms.geometry import norm_geometry
 from masksparse_deploy.certify.operator_norm import NormCache
+from masksparse_deploy.certify.run import certify
+from masksparse_deploy.core.config import CertifyOptions
+from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.reader import parse_graph
 
@@ -84,3 +88,16 @@ def test_the_padded_size_is_what_the_kernel_slides_over() -> None:
     assert padded("Conv", (5, 6), (1, 1), auto_pad="SAME_LOWER", strides=[2, 2]) == (5, 6)
     assert padded("Conv", (5,), (3,), auto_pad="VALID") == (5,)
     assert padded("ConvTranspose", (5,), (3,), strides=[2], pads=[1, 1], dilations=[2]) == (13,)
+
+
+def test_a_transposed_convolution_is_certified_by_layer(tmp_path: Path) -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3))
+    masked = weight * np.tile([1, 0, 0, 1], 27).reshape(weight.shape)
+    paths = tmp_path / "dense.onnx", tmp_path / "sparse.onnx"
+    for path, array in zip(paths, (weight, masked), strict=True):
+        path.write_bytes(one_layer("ConvTranspose", array, (4, 4), strides=[2, 2]).SerializeToString())
+    samples = Samples(np.ones((3, 4, 4, 4), dtype=np.float32), np.zeros(3, dtype=np.int64))
+    certificate = certify(*paths, samples, CertifyOptions(sample_count=2, grid=8))
+    (layer,) = certificate.layers
+    assert layer.difference_norm >= exact_norm(one_layer("ConvTranspose", weight - masked, (4, 4), strides=[2, 2])) * (1 - 1e-6)
+    assert certificate.claims[0].status == "useful"
