@@ -89,7 +89,7 @@ class TensorRTBackend:
             plan_sha256=sha256_bytes(plan),
             source_sha256=source.graph.sha256,
             precision=source.precision,
-            options={"batch": options.batch, "workspace_mib": options.workspace_mib, "sparse_weights": True},
+            options={"batch": options.batch, "workspace_mib": options.workspace_mib, "sparse_weights": True, "tf32": False},
             versions=_versions(),
             device=device,
             layers=layers,

@@ -105,7 +105,7 @@ def test_build_writes_plan_inspector_and_metadata(dense_onnx: Path, tmp_path: Pa
     assert (tmp_path / "dense.inspector.json").read_text() == INSPECTED
     assert artifact.device == GPU.device
     assert artifact.sparse_kernels == "sparse tactics in 1 of 1 layers"
-    assert artifact.options == {"batch": 4, "workspace_mib": 64, "sparse_weights": True}
+    assert artifact.options == {"batch": 4, "workspace_mib": 64, "sparse_weights": True, "tf32": False}
 
 
 @pytest.mark.parametrize("shape", [(-1, 3, 8, 8), (4, 3, 8, 8)], ids=["dynamic", "fixed"])

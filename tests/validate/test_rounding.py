@@ -160,3 +160,73 @@ def test_growth():
     counts = np.array([2, 1000])
     gamma = counts * 2.0**-24 / (1 - counts * 2.0**-24)
     assert ((counts * 2.0**-24 < growth(counts, 2.0**-24)) & (growth(counts, 2.0**-24) < gamma)).all()
+
+
+def _cut(values: np.ndarray, bits: int) -> np.ndarray:
+    """float32 without its last bits: 13 leave the 10 of TF32."""
+    return ((values.astype(np.float32).view(np.uint32) >> bits) << bits).view(np.float32)
+
+
+def _tensor_core(layer: WeightedLayer, x: np.ndarray, order: np.ndarray, dtype: type, operand_bits: int = 0) -> np.ndarray:
+    """Sums of exact products, cut off at every step to what `dtype` holds, as tensor cores may do; the bias likewise."""
+    assert layer.bias is not None
+    weight = _cut(layer.weight, operand_bits).astype(np.float64)
+    seen = _cut(x, operand_bits).astype(np.float64)
+    total = np.zeros((len(x), len(weight)))
+    for term in order:
+        total = _toward_zero(total + seen[:, term, None] * weight[:, term], dtype)
+    return _toward_zero(total + layer.bias.astype(np.float64), dtype)
+
+
+def _toward_zero(values: np.ndarray, dtype: type) -> np.ndarray:
+    rounded = values.astype(dtype)
+    too_large = np.abs(rounded.astype(np.float64)) > np.abs(values)
+    return np.where(too_large, np.nextafter(rounded, dtype(0)), rounded).astype(np.float64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -60, -120]))
+def test_tf32_stays_within_its_bound(seed, terms, exponent):
+    layer, x = _gemm(seed, terms, 2.0**exponent)
+    order = np.random.default_rng(seed).permutation(terms)
+    error = np.abs(_tensor_core(layer, x, order, np.float32, 13) - apply_layer(layer, x))
+    assert (error <= rounding_bound(layer, x, ARITHMETICS["tf32"])).all()
+
+
+def test_the_bound_of_tf32_is_nearly_reached_and_that_of_fp32_left():
+    # 1 + 2^-10 - 2^-23 is cut to 1 in both factors: nearly 2^-10 each, relatively
+    weight = np.full((1, 8), 1 + 2.0**-10 - 2.0**-23, np.float32)
+    layer = _layer("Gemm", weight, np.zeros(1, np.float32), [1, 8], transB=1)
+    error = np.abs(_tensor_core(layer, weight, np.arange(8), np.float32, 13) - apply_layer(layer, weight))
+    # of a bound of twice 2^-10, and (n + 2) 2^-23 for the sums, which lose nothing here
+    assert 0.99 < (error / rounding_bound(layer, weight, ARITHMETICS["tf32"])).item() <= 1
+    assert (error > 100 * rounding_bound(layer, weight)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), terms=st.integers(1, 60), exponent=st.sampled_from([0, -8, -14]))
+def test_sums_in_fp16_stay_within_their_bound(seed, terms, exponent):
+    layer, x = _gemm(seed, terms, 2.0**exponent)
+    layer = replace(layer, weight=layer.weight.astype(np.float16), bias=layer.bias.astype(np.float16))
+    seen = x.astype(np.float16)
+    order = np.random.default_rng(seed).permutation(terms)
+    error = np.abs(_tensor_core(layer, seen.astype(np.float32), order, np.float16) - apply_layer(layer, seen))
+    assert (error <= rounding_bound(layer, seen, ARITHMETICS["fp16 sums"])).all()
+
+
+def test_sums_in_fp16_of_many_terms_have_a_bound():
+    # (1 + u)^n - 1 where n u is above 1: a sum of ones that stays at 2048, of 3,000
+    ones = np.ones((1, 3000), np.float16)
+    layer = _layer("Gemm", ones, np.zeros(1, np.float16), [1, 3000], transB=1)
+    error = np.abs(_in_order(layer, ones, np.arange(3000), np.float16).astype(np.float64) - apply_layer(layer, ones))
+    assert (error <= rounding_bound(layer, ones, ARITHMETICS["fp16 sums"])).all()
+
+
+def test_sums_in_fp16_that_may_be_infinite_have_none():
+    # |W| * |x| is 300 * 300 = 90,000, although the sum is 0: halfway it may be beyond 65504
+    weight = np.array([[300.0, -300.0], [100.0, -100.0]], np.float16)
+    layer = _layer("Gemm", weight, np.zeros(2, np.float16), [1, 2], transB=1)
+    x = np.full((1, 2), 150.0, np.float16)
+    bound = rounding_bound(layer, x, ARITHMETICS["fp16 sums"])
+    assert np.isinf(bound).tolist() == [[True, False]]
+    assert np.isfinite(rounding_bound(layer, x, ARITHMETICS["fp16"])).all()
