@@ -10,7 +10,7 @@ import onnx
 
 from masksparse_deploy.checker.network import attributes_of
 
-__all__ = ["GELU", "SILU", "hard_gate_slope", "slope_of"]
+__all__ = ["GELU", "MISH", "SILU", "hard_gate_slope", "slope_of"]
 
 _Attributes = Mapping[str, Any]
 _Constants = Mapping[str, npt.NDArray[Any]]

@@ -1,4 +1,4 @@
-"""Products of a tensor with a function of itself, which exporters write for SiLU, Hardswish and GELU."""
+"""Products of a tensor with a function of itself, which exporters write for SiLU, Hardswish, GELU, Mish and Softsign."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from masksparse_deploy.checker.activations import GELU, SILU, hard_gate_slope
+from masksparse_deploy.checker.activations import GELU, MISH, SILU, hard_gate_slope
 from masksparse_deploy.checker.network import Network, attributes_of
 
 __all__ = ["Gate", "Gates"]
@@ -40,8 +40,10 @@ class Gates:
         self._producers = {node.output[0]: node for node in self.network.nodes if not node.domain}
 
     def find(self, node: onnx.NodeProto) -> Gate | None:
-        """The function that a product of two variable tensors is; None if they are computed from different tensors."""
+        """The function that a product or quotient of two variable tensors is; None if these are independent of each other."""
         left, right = node.input
+        if node.op_type == "Div":
+            return Gate(source=left, slope=1.0 if self._is_one_plus_size(right, left) else None)
         for name, gate in ((left, right), (right, left)):
             scale, x = self._base(name)
             slope = self._slope(x, gate)
@@ -61,11 +63,40 @@ class Gates:
         if node.op_type == "HardSigmoid" and node.input[0] == x:
             alpha, beta = (float(attributes_of(node).get(key, value)) for key, value in (("alpha", 0.2), ("beta", 0.5)))
             return abs(scale) * hard_gate_slope(alpha, beta) if alpha > 0 else None
+        if node.op_type == "Clip":
+            return self._clipped(node, x, scale)
+        if node.op_type == "Tanh":
+            inner = self._producers.get(node.input[0])
+            return abs(scale) * MISH if inner is not None and inner.op_type == "Softplus" and inner.input[0] == x else None
         if node.op_type == "Add" and 1.0 in (self._number(key) for key in node.input):
             inner = next((self._producers.get(key) for key in node.input if self._number(key) is None), None)
             is_erf = inner is not None and inner.op_type == "Erf" and self._base(inner.input[0])[1] == x
             return abs(scale) * 2 * GELU if is_erf else None  # x (1 + erf(a x)) is twice gelu, stretched
         return None
+
+    def _clipped(self, node: onnx.NodeProto, x: str, scale: float) -> float | None:
+        """Of a multiple of x clip(x + b, 0, high)."""
+        low, high = (self._number(name) if name else None for name in (*node.input[1:], "", "")[:2])
+        inner = self._producers.get(node.input[0])
+        if low != 0 or not high or high < 0 or inner is None or inner.op_type != "Add" or inner.output[0] in self.changed:
+            return None
+        offset = next((self._number(name) for name in inner.input if name != x), None)
+        if x not in inner.input or offset is None:
+            return None
+        return abs(scale) * high * hard_gate_slope(1 / high, offset / high)
+
+    def _is_one_plus_size(self, name: str, x: str) -> bool:
+        """Whether a tensor is 1 + |x|, by which Softsign divides."""
+        node = self._producers.get(name)
+        if (
+            node is None
+            or node.op_type != "Add"
+            or name in self.changed
+            or 1.0 not in (self._number(key) for key in node.input)
+        ):
+            return False
+        inner = next((self._producers.get(key) for key in node.input if self._number(key) is None), None)
+        return inner is not None and inner.op_type == "Abs" and inner.input[0] == x
 
     def _base(self, name: str) -> tuple[float, str]:
         """(number, tensor) whose product `name` is, as far back as that goes."""

@@ -27,6 +27,8 @@ Array = npt.NDArray[Any]
 _FORMS = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 # The key under which a baked file says that a node is masked.
 _PATTERN = "masksparse.pattern"
+# Of samples where a file leaves it open; not 1, which some operators treat in another way.
+_COUNT = 2
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -116,9 +118,13 @@ def shapes_of(network: Network, image: Sequence[int] | None) -> dict[str, tuple[
     model.CopyFrom(network.model)
     names = {value.name for value in network.inputs}
     for value in model.graph.input:
-        if value.name in names and image is not None:
-            for dim, length in zip(value.type.tensor_type.shape.dim[1:], image, strict=True):
-                dim.dim_value = length
+        if value.name not in names:
+            continue
+        dims = value.type.tensor_type.shape.dim
+        if dims and network.batch is None:
+            dims[0].dim_value = _COUNT  # a number, so that shapes that are computed from it become known
+        for dim, length in zip(dims[1:], image or (), strict=image is not None):
+            dim.dim_value = length
     del model.graph.value_info[:]  # what the file claims about its own tensors is not needed, so it is not trusted
     for value in model.graph.output:
         value.type.tensor_type.ClearField("shape")

@@ -1,6 +1,7 @@
 """One ONNX operator applied to arrays by ONNX's own reference implementation, in the precision of the arrays."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,11 +28,26 @@ def apply(node: onnx.NodeProto, inputs: Sequence[Array | None], *, opset: int) -
     Raises:
         Exception: what the reference implementation raises where it has no such operator, or the shapes do not fit.
     """
+    if node.op_type in ("Erf", "Gelu"):
+        (x,) = (array for array in inputs if array is not None)
+        return _erf(x) if node.op_type == "Erf" else _gelu(node, x)
     feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
     types = tuple((name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)) for name, array in feeds.items())
     run = _evaluator(node.SerializeToString(deterministic=True), types, opset)
     results: Any = run.run([node.output[0]], feeds)
     return np.asarray(results[0])
+
+
+def _erf(x: Array) -> Array:
+    """The reference implementation rounds to float32 here."""
+    return np.asarray(np.vectorize(math.erf, otypes=[np.float64])(x), dtype=x.dtype)
+
+
+def _gelu(node: onnx.NodeProto, x: Array) -> Array:
+    by_tanh = any(attribute.name == "approximate" and attribute.s == b"tanh" for attribute in node.attribute)
+    gate = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) if by_tanh else _erf(x / math.sqrt(2))
+    product: Array = 0.5 * x * (1 + gate)
+    return product
 
 
 @functools.lru_cache(maxsize=4096)

@@ -31,7 +31,7 @@ def data_free_bound(setting: Setting, *, radius: float) -> float:
     dense, sparse = setting.dense, setting.sparse
     balls = {dense.network.inputs[0].name: Ball(norm=radius, distance=0.0, peak=radius)}
     for node in dense.network.nodes:
-        if not any(name in dense.variables for name in node.input):
+        if node.output[0] not in dense.variables:
             continue
         inputs = [balls[name] for name in sparse.sources(node)]
         found = product_of_balls(node, sparse, *inputs) if sparse.is_product(node) else _through(node, setting, inputs)
@@ -42,8 +42,8 @@ def data_free_bound(setting: Setting, *, radius: float) -> float:
 def _through(node: onnx.NodeProto, setting: Setting, inputs: list[Ball]) -> Ball:
     """A node with a Lipschitz constant."""
     dense, sparse = setting.dense, setting.sparse
-    origin = at_zero(node, dense)
     distance = rule_of(node, sparse).combine([ball.distance for ball in inputs])
+    origin = at_zero(node, dense)
     if setting.pair.differs(node):
         offset = float(np.linalg.norm(origin - at_zero(node, sparse)))
         distance += change_factor(node, setting) * inputs[0].norm + offset
@@ -56,12 +56,12 @@ def missing_rules(setting: Setting) -> set[str]:
     sparse = setting.sparse
     missing = set()
     for node in sparse.network.nodes:
-        if not any(name in sparse.variables for name in node.input):
+        if node.output[0] not in sparse.variables:
             continue
         try:
-            at_zero(node, sparse)
             if not sparse.is_product(node):
                 rule_of(node, sparse)
+            at_zero(node, sparse)
         except NoRuleError as error:
             missing.add(str(error))
     return missing
@@ -75,7 +75,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
     """
     if node.name in around.at_zero:
         return around.at_zero[node.name]
-    if node.op_type == "Reshape":  # to a shape that may be computed, and it adds nothing
+    is_gate = sum(name in around.variables for name in node.input) == 2 and node.op_type in ("Div", "Mul")
+    if is_gate or node.op_type == "Reshape":  # 0 at 0, whatever shape is computed, or where 0 would be divided by 0
         return np.zeros(around.shapes[node.output[0]])
     count = around.network.batch or 2
     inputs = [

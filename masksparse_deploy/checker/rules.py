@@ -72,7 +72,7 @@ class Surroundings:
     def sources(self, node: onnx.NodeProto) -> tuple[str, ...]:
         """The tensors whose distances decide about that of the output."""
         inputs = tuple(name for name in node.input if name in self.variables)
-        gate = self.gates.find(node) if node.op_type == "Mul" and len(inputs) == 2 else None
+        gate = self.gates.find(node) if node.op_type in ("Mul", "Div") and len(inputs) == 2 else None
         return inputs if gate is None or gate.slope is None else (gate.source,)
 
     def is_product(self, node: onnx.NodeProto) -> bool:
@@ -107,10 +107,11 @@ def rule_of(node: onnx.NodeProto, around: Surroundings) -> Rule:
     if node.op_type in ("Add", "Sub"):
         # an input that is broadcast has as many copies of each element as the result is larger
         return Rule(factors=tuple(math.sqrt(math.prod(result) / math.prod(shape)) for shape in sources))
-    if node.op_type == "Mul" and len(inputs) == 2:
+    if node.op_type in ("Mul", "Div") and len(inputs) == 2:
         gate = around.gates.find(node)
         if gate is None or gate.slope is None:
-            raise NoRuleError("Mul by a computed tensor" if gate is None else "Mul by a function of the same tensor")
+            what = "a computed tensor" if gate is None else "a function of the same tensor"
+            raise NoRuleError(f"{node.op_type} by {what}")
         return Rule(factors=(gate.slope,))
     if node.op_type in ("Mul", "Div"):
         return Rule(factors=(scaling(node, around),))

@@ -110,9 +110,9 @@ def _propagate(setting: Setting, images: Array) -> Propagated:
     for node in setting.pair.dense.nodes:
         before, before_sparse = dense.inputs(node), sparse.inputs(node)
         after, other = dense.step(node), sparse.step(node)
-        if not any(name in around.variables for name in node.input):
+        if node.output[0] not in around.variables:
             continue
-        step = _Step(setting, node, before, before_sparse, after, result)
+        step = _Step(setting, node, before, before_sparse, after, result, count=len(images))
         known[node.output[0]] = step.distance({name: known[name] for name in around.sources(node)})
         known = {name: value for name, value in known.items() if name in dense.values or name in of_gates}
         if node.output[0] == output:
@@ -135,6 +135,8 @@ class _Step:
         before_sparse: list[Array | None],
         after: Array,
         into: Propagated,
+        *,
+        count: int,
     ) -> None:
         self._setting = setting
         self._node = node
@@ -142,14 +144,14 @@ class _Step:
         self._before_sparse = before_sparse
         self._after = after
         self._into = into
+        self._count = count
 
     def distance(self, known: Mapping[str, _Distance | None]) -> _Distance | None:
         """The bounds of the node's output; None where there is no rule for it or for what came before it."""
         node, around = self._node, self._setting.sparse
         change = self._change()
-        count = len(next(value for value in self._before if value is not None))
         try:
-            if self._after.shape[:1] != (count,):
+            if self._after.shape[:1] != (self._count,):
                 raise NoRuleError(f"{node.op_type} across samples")
             rule, met = self._product() if around.is_product(node) else (rule_of(node, around), None)
             distances = {name: value for name, value in known.items() if value is not None}

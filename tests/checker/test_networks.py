@@ -8,11 +8,18 @@ import pytest
 
 from masksparse_deploy.checker import activations
 from masksparse_deploy.checker.findings import Report
+from masksparse_deploy.checker.operators import apply
 from masksparse_deploy.checker.recursion import data_free_bound
 from masksparse_deploy.checker.samples import HYBRID, NORMS, RESIDUALS
-from tests.certify.networks import KINDS, random_images, random_pair
+from tests.certify.networks import KINDS, MORE_KINDS, random_images, random_pair
 from tests.certify.test_run import small_network
 from tests.checker.cases import SAMPLE_COUNT, Models, check_content, make_case
+
+# Layers that the certify stage bounds, and the checker does not: it says so.
+WITHOUT_INDEPENDENT_RULE = (
+    *("gelu by tanh", "softplus", "nearest", "linear", "split"),
+    *("layer normalization", "instance normalization", "ceil average pool"),
+)
 
 
 def verify(models: Models, folder: Path) -> Report:
@@ -29,10 +36,47 @@ def test_a_certificate_is_verified_with_every_kind_of_layer(tmp_path: Path, kind
     assert report.answer == "verified", list(report.lines())
 
 
+@pytest.mark.parametrize("change", ["mask", "everything"])
+@pytest.mark.parametrize("kind", MORE_KINDS)
+def test_other_kinds_are_verified_or_named(tmp_path: Path, kind: str, change: str) -> None:
+    report = verify(random_pair([kind], seed=3, change=change), tmp_path)
+    assert not any(finding.status == "wrong" for finding in report.findings), list(report.lines())
+    expected = "not verifiable" if kind in WITHOUT_INDEPENDENT_RULE else "verified"
+    assert report.answer == expected, list(report.lines())
+    for finding in report.findings:
+        if kind in WITHOUT_INDEPENDENT_RULE and finding.what == "unsupported":
+            assert finding.reason.startswith("no independent rule for ")
+
+
+SLOPES = {
+    **{op: {} for op in ("Abs", "Celu", "Erf", "Gelu", "HardSwish", "Mish", "Neg", "Relu", "Selu", "Sigmoid", "Softplus")},
+    **{"Softsign": {}, "Tanh": {}, "Elu": {"alpha": 1.5}, "LeakyRelu": {"alpha": -1.7}},
+    "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
+}
+
+
+@pytest.mark.parametrize("op", SLOPES)
+def test_a_slope_is_the_largest_and_hardly_more(op: str) -> None:
+    node = onnx.helper.make_node(op, ["x"], ["y"], **SLOPES[op])
+    x = np.linspace(-12, 12, 240_001)
+    steepest = float(np.abs(np.diff(apply(node, [x], opset=20)) / np.diff(x)).max())
+    slope = activations.slope_of(node, {})
+    assert slope is not None
+    # quotients of float64 numbers that are 1e-4 apart are off by 1e-11, and 1e-4 is what the constants are rounded up by
+    assert steepest - 1e-9 <= slope <= steepest + 1.1e-4
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1 / 6, 0.5), (0.2, 0.5), (1.0, 3.0), (0.5, -2.0)])
+def test_the_slope_of_a_hard_gate(alpha: float, beta: float) -> None:
+    x = np.linspace(-30, 30, 600_001)
+    steepest = float(np.abs(np.diff(x * np.clip(alpha * x + beta, 0, 1)) / np.diff(x)).max())
+    assert steepest - 1e-9 <= activations.hard_gate_slope(alpha, beta) <= steepest * (1 + 1e-3)
+
+
 def test_bounds_are_above_what_is_measured_for_deep_random_networks(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
-    for seed in range(12):
-        kinds = [str(kind) for kind in generator.choice(KINDS, 4)]
+    for seed in range(20):
+        kinds = [str(kind) for kind in generator.choice(sorted({*KINDS, *MORE_KINDS} - {*WITHOUT_INDEPENDENT_RULE}), 4)]
         images = random_images(SAMPLE_COUNT, seed).astype(np.float64)
         case = make_case(tmp_path, random_pair(kinds, seed, change="everything"), images)
         sources = case.sources()
