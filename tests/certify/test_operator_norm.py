@@ -23,7 +23,7 @@ from tests.certify.norms.cases import Case, power_iteration, random_case, same_s
 Array = npt.NDArray[Any]
 Bound = Callable[[Case], float]
 
-CASE_COUNT = int(os.environ.get("MASKSPARSE_NORM_CASES", "1000"))
+CASE_COUNT = int(os.environ.get("MASKSPARSE_NORM_CASES", "2000"))
 
 
 def with_size(case: Case) -> float:
@@ -233,6 +233,7 @@ def test_stride_is_exact_through_space_to_depth() -> None:
     phases, shrink = polyphase(kernel, strides=(2, 2), dilations=(1, 1))
     assert phases.shape == (3, 8, 2, 2)
     assert shrink == (2, 2)
+    assert polyphase(kernel, strides=(4, 1), dilations=(2, 3))[1] == (4, 3)
     padded = np.pad(x, ((0, 0), (0, 0), (0, 1), (0, 1)))
     cells = padded.reshape(1, 2, 5, 2, 5, 2).transpose(0, 1, 3, 5, 2, 4)
     deep = cells.reshape(1, 8, 5, 5)

@@ -37,6 +37,14 @@ def test_the_largest_of_all_is_found_from_above_and_tightly(count: int, size: in
     assert exact[batch * half + index] * (1 + 1.01 * SLACK) >= bound
 
 
+def test_matrices_whose_frobenius_norm_is_just_above_the_others_count() -> None:
+    direction = np.ones(5) / 5**0.5
+    stack = np.array([scale * np.outer(direction, direction) for scale in (1.0, 1.3, 1.29, 1.2)])
+    bound, witness = largest_eigenvalue([stack[:1], stack[1:]], slack=SLACK)
+    assert 1.3 <= bound <= 1.3 * (1 + 1.01 * SLACK)
+    assert witness == (1, 0)
+
+
 def test_no_matrices_but_zeros() -> None:
     assert largest_eigenvalue([np.zeros((3, 4, 4))], slack=SLACK) == (0.0, (0, 0))
 
