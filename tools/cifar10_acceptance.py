@@ -1,6 +1,7 @@
-"""Mask learning on the pretrained CIFAR-10 ResNets, as a command.
+"""Every method on the pretrained CIFAR-10 ResNets, as a command.
 
     python tools/cifar10_acceptance.py --data ../shared/data --epochs 3 --out out/cifar10
+    python tools/cifar10_acceptance.py --data ../shared/data --epochs 3 --out out/sparse --method sparse-training --pattern T2:4
 
 writes a configuration with everything it needs into the output folder (the network, its checkpoint, the images as .npz,
 deploy.yaml), learns the masks and prints the accuracies as a Markdown table. `masksparse deploy out/cifar10/deploy.yaml`
@@ -30,6 +31,7 @@ NETWORKS = {
     "resnet20": "cifar10_resnet20-12fca82f.safetensors",
     "resnet32": "cifar10_resnet32-d509ac18.safetensors",
 }
+METHODS = ("magnitude", "scores", "gumbel", "transposable", "adaprune", "sparse-training")
 MODEL_FILE = Path(__file__).resolve().parents[1] / "tests" / "models" / "cifar_resnet.py"
 BATCH_IMAGES = 10_000
 TRAINING_BATCHES = 5
@@ -94,23 +96,26 @@ def table(report: LearnReport) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, prepare, learn, print."""
-    parser = argparse.ArgumentParser(description="Learn 2:4 masks for a pretrained CIFAR-10 ResNet.")
+    parser = argparse.ArgumentParser(description="Make a pretrained CIFAR-10 ResNet sparse.")
     parser.add_argument("--data", type=Path, required=True, help="folder with cifar10/, weights/ and read_cifar10.py")
     parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--network", choices=sorted(NETWORKS), default="resnet20")
-    parser.add_argument("--method", choices=("scores", "gumbel"), default="scores")
+    parser.add_argument("--method", choices=METHODS, default="scores")
+    parser.add_argument("--pattern", default=MaskOptions().pattern)
     parser.add_argument("--permute", action="store_true", help="reorder channels first")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=MaskOptions().batch_size)
     parser.add_argument("--distillation", type=float, default=MaskOptions().distillation)
     parser.add_argument("--learning-rate", type=float, help="default: that of the method")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--calibration-count", type=int, default=10_000, help="images for statistics and for adaprune")
     parser.add_argument("--train-count", type=int, default=TRAINING_BATCHES * BATCH_IMAGES)
     parser.add_argument("--test-count", type=int, default=BATCH_IMAGES)
     parser.add_argument("--prepare-only", action="store_true", help="write the folder and stop")
     given = parser.parse_args(arguments)
     mask = MaskOptions(
         method=given.method,
+        pattern=given.pattern,
         permute=given.permute,
         epochs=given.epochs,
         batch_size=given.batch_size,
@@ -121,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         autocast="bfloat16",
         # Always, so that nothing is decided on the test images.
         recalibrate=True,
-        calibration_count=10_000,
+        calibration_count=given.calibration_count,
     )
     path = prepare(
         given.data, given.out, mask, network=given.network, train_count=given.train_count, test_count=given.test_count
