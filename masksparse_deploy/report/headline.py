@@ -118,11 +118,21 @@ def _proof(validation: ValidationReport | None, certificate: Certificate | None)
     layers = validation.layers
     within = sum(layer.verdict == "pass" for layer in layers)
     notes = ["changed layers stay within a bound that is proved, not estimated"] if layers else ["no layer was compared"]
-    notes += [f"{claim.name}: {claim.status}" for claim in certificate.claims if claim.name in END_TO_END]
+    notes += _end_to_end(certificate)
     tone: Tone = "good" if layers and within == len(layers) else "open"
     if any(layer.verdict == "fail" for layer in layers):
         tone = "bad"
     return Figure(question, f"{within} of {len(layers)}", "layers", tuple(notes), tone)
+
+
+def _end_to_end(certificate: Certificate) -> list[str]:
+    """The claim about the outputs with the smallest bound, or that there is none."""
+    found = [claim for claim in certificate.claims if claim.name == certificate.smallest]
+    if not found:
+        return ["end-to-end: inconclusive"] if any(claim.name in END_TO_END for claim in certificate.claims) else []
+    (claim,) = found
+    images = "" if claim.certified_count is None else f", certifies {claim.certified_count} of {claim.sample_count} images"
+    return [f"{claim.name}: {claim.status}{images}"]
 
 
 def _sentence(text: str) -> str:

@@ -1,8 +1,8 @@
-from masksparse_deploy.cli.render import learn_lines, validate_lines
+from masksparse_deploy.cli.render import certify_lines, learn_lines, validate_lines
 from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
-from tests.report.artifacts import make_learn, make_survival, make_validation
+from tests.report.artifacts import make_certificate, make_learn, make_survival, make_validation
 
 DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
 MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)
@@ -79,3 +79,24 @@ def test_what_happened_to_the_weights_is_said_as_it_is() -> None:
     assert "new weights in 2 parameters, kept ones moved by 3.0 % to 50.0 %; batch-norm statistics follow the masks" in text
     assert text[0].startswith("T2:4 along input and output channels: ")
     assert not any("must not happen" in line for line in text)
+
+
+def test_a_fresh_image_is_spoken_of_with_sample_sizes() -> None:
+    (line,) = [line for line in validate_lines(make_validation()) if "fresh image" in line]
+    assert line == (
+        "a fresh image: outputs at most 1.31 apart with probability 95.0 % (statistics, 299 samples); 271 of 298 others have a "
+        "margin above 1.85, 270 of them keep their class"
+    )
+
+
+def test_too_few_samples_for_a_fresh_image_are_counted() -> None:
+    report = make_validation()
+    assert report.deviation is not None
+    few = report.deviation.model_copy(update={"quantile": None, "sample_count": 9})
+    lines = validate_lines(report.model_copy(update={"deviation": few}))
+    assert "a fresh image: nothing is said, 9 samples are too few (needed: 19)" in lines
+
+
+def test_the_smallest_of_the_end_to_end_claims_is_marked() -> None:
+    marked = [line for line in certify_lines(make_certificate()) if "(the smallest)" in line]
+    assert [line.split(":")[0] for line in marked] == ["end-to-end, hybrid"]

@@ -1,5 +1,7 @@
 """Certificates of PyTorch networks, exported in memory."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from masksparse_deploy.core.config import CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.pipeline.certifying import certify_modules
 from tests.certify.torch_networks import NETWORKS, masked, residual_net, with_statistics
+from tests.requirements import REPOSITORY
 
 OPTIONS = CertifyOptions(sample_count=6, grid=8)
 IMAGES = np.random.default_rng(0).standard_normal((8, 3, 11, 11), dtype=np.float32)
@@ -71,3 +74,12 @@ def test_images_without_channels_are_refused() -> None:
     network = with_statistics(residual_net())
     with pytest.raises(UsageError, match=r"shape \(8, 11, 11\); give float32 images \(count, channels, height, width\)"):
         certify_modules(network, network, IMAGES[:, 0], OPTIONS)
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (REPOSITORY / "docs" / "certify.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "docs/certify.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(" useful")[0].split(" vacuous")[0] for line in printed] == [LAYERWISE, *END_TO_END]
+    assert " useful " in printed[-1]  # a change by a thousandth is certified

@@ -21,7 +21,7 @@ from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, 
 from masksparse_deploy.core.artifacts.selection import Assigned, LayerSelection, LayerSensitivity, Measured, SelectionStep
 from masksparse_deploy.core.artifacts.survival import LayerSurvival, StageState
 from masksparse_deploy.core.artifacts.timing import Latency, ProfileReport, RunConditions, Speedup
-from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
+from masksparse_deploy.core.artifacts.validation import Check, DeviationQuantile, LayerDeviation, ValidationReport
 from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.validate.intervals import compare_accuracy
@@ -441,4 +441,23 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
         accuracy=compare_accuracy(dense, sparse, labels, 0.95),
         verdict=verdict,
         survival=make_survival(),
+        deviation=make_deviation(),
+    )
+
+
+def make_deviation() -> DeviationQuantile:
+    """What 299 samples say about a fresh image."""
+    return DeviationQuantile(
+        confidence=0.95,
+        seed=0,
+        sample_count=299,
+        needed_count=19,
+        quantile=1.31,
+        margin=1.853,
+        fresh_count=298,
+        covered_count=285,
+        wide_margin_count=271,
+        kept_count=270,
+        statement="With probability at least 95 %, a fresh image does not both have a margin above 1.853 and change its class.",
+        assumptions=("A fresh image is exchangeable with the samples.", "The samples were drawn at random with seed 0."),
     )

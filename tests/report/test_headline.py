@@ -1,7 +1,7 @@
 import pytest
 
 from masksparse_deploy.report.headline import make_headline
-from tests.report.artifacts import make_inputs, make_profile, make_validation
+from tests.report.artifacts import make_certificate, make_inputs, make_profile, make_validation
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,13 @@ def test_the_three_figures():
     assert accuracy.value == "\N{MINUS SIGN}0.17"
     assert "gate: at most 0.5 points lost" in accuracy.notes
     assert (proof.value, proof.tone) == ("9 of 9", "good")
-    assert "end-to-end, hybrid: vacuous" in proof.notes
+    assert "end-to-end, hybrid: vacuous, certifies 0 of 100 images" in proof.notes
+    assert not any("data-free" in note for note in proof.notes)  # the smallest one is enough here
+
+
+def test_without_a_bound_of_the_outputs_the_proof_says_so():
+    certificate = make_certificate().model_copy(update={"smallest": None})
+    assert "end-to-end: inconclusive" in make_headline(make_inputs(certificate=certificate)).figures[2].notes
 
 
 @pytest.mark.parametrize(("verdict", "tone"), [("fail", "bad"), ("inconclusive", "open")])

@@ -268,3 +268,23 @@ def test_new_weights_are_said_and_how_far_they_moved():
     assert "2:4 along the input channels, masks chosen" in without
     unexpected = learn.model_copy(update={"weights_sha256_after": "0" * 64})
     assert "The weights changed while the masks were learned." in _text(render_report(make_inputs(learn=unexpected)))
+
+
+def test_what_to_expect_of_a_fresh_image():
+    validation = make_validation()
+    text = _text(render_report(make_inputs()))
+    assert "What to expect of a fresh image" in text
+    assert validation.deviation.statement in text
+    assert "Quantile of the distance at 95.0 %, from 299 samples 1.31 285 are within it" in text
+    assert "Margin that it takes 1.85 271 have it, 270 of these keep their class" in text
+    assert "298 samples that were not drawn" in text
+    assert "(smallest bound)" in text
+
+
+def test_too_few_samples_show_no_quantile():
+    few = {"quantile": None, "margin": None, "covered_count": None, "wide_margin_count": None, "kept_count": None}
+    validation = make_validation()
+    deviation = validation.deviation.model_copy(update={**few, "statement": "Nothing is said: 9 samples are too few."})
+    text = _text(render_report(make_inputs(validation=validation.model_copy(update={"deviation": deviation}))))
+    assert "Nothing is said: 9 samples are too few." in text
+    assert "Quantile of the distance" not in text

@@ -13,7 +13,7 @@ from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.reader import read_graph
 from masksparse_deploy.validate.outputs import check_outputs
-from tests.validate.deployment import OPTIONS, Deployment, deploy, failed, make_claim, named, set_constant
+from tests.validate.deployment import OPTIONS, WIDE_GATES, Deployment, deploy, failed, make_claim, named, set_constant
 
 WEIGHT = "layer1.conv2.weight"
 BIAS = "layer1.conv2.bias"
@@ -279,3 +279,17 @@ def test_damaged_probe(deployment, content):
 def test_missing_engine(template):
     with pytest.raises(UsageError, match="does not exist"):
         template.validate(sparse_engine=template.folder / "nothing.engine.json")
+
+
+def test_a_fresh_image_is_spoken_of_with_the_samples_that_were_drawn(template):
+    report = template.validate()
+    deviation = report.deviation
+    assert deviation is not None and deviation.quantile is not None
+    assert (deviation.sample_count, deviation.fresh_count, report.accuracy.total) == (24, 24, 48)
+    # the quantile is one of the measured distances, none of which is above the largest
+    assert deviation.quantile <= named(report, HYBRID).measured
+    separate = template.validate(gates=WIDE_GATES.model_copy(update={"conformal_separate": True}))
+    assert separate.accuracy.total == 24
+    assert separate.deviation.quantile == deviation.quantile
+    other = template.validate(gates=WIDE_GATES.model_copy(update={"conformal_seed": 3, "conformal_share": 0.7}))
+    assert other.deviation.sample_count == 34
