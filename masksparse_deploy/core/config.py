@@ -55,10 +55,12 @@ class DataOptions(Options):
 class MaskOptions(Options):
     """How masks are chosen."""
 
-    pattern: str = _option("2:4", "N:M, N weights kept of every M along the input channels; TN:M: along the outputs too")
+    pattern: str = _option(
+        "2:4", "N:M, N weights kept of every M along the input channels; TN:M: along the outputs too; auto:M: what zeros admit"
+    )
     method: Literal["auto", "magnitude", "gumbel", "scores", "transposable", "adaprune", "sparse-training"] = _option(
         "scores",
-        "how masks are chosen; the weights stay frozen but with adaprune and sparse-training; auto: the first stage that passes "
+        "how masks are chosen; weights stay frozen but with adaprune and sparse-training; auto: the first stage that passes "
         "the accuracy gate",
     )
     solver: Literal["exact", "greedy", "two-approximation", "entropy"] = _option("exact", "how transposable masks are found")

@@ -150,7 +150,9 @@ class Methods:
             batch_size=self.options.batch_size,
             augment=self.options.augment,
             seed=self.options.seed,
+            reconstruction=self.options.reconstruction,
             ridge=self.options.ridge,
+            solver=self.options.solver,
             device=self.device,
             progress=self.progress,
         )

@@ -13,8 +13,10 @@ from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, 
 from masksparse_deploy.core.config import DataOptions, Gates, MaskOptions, ModelOptions
 from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.masks import MaskSet
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples, read_split
+from masksparse_deploy.learn.adaprune import automatic_m, pattern_for_source
 from masksparse_deploy.learn.assignment import survey_assigned
 from masksparse_deploy.learn.choose import Candidate, choose
 from masksparse_deploy.learn.data_check import check_data
@@ -96,7 +98,10 @@ def _learn(
     progress: Progress,
 ) -> tuple[MaskSet, LearnReport]:
     make_folder(out)
-    pattern = requested_pattern(mask_options)
+    m = automatic_m(mask_options)
+    # Refused before anything is read.
+    if m is None:
+        requested_pattern(mask_options)
     model = load_model(model_options, folder)
     train, test = read_split(data_options, "train", folder), read_split(data_options, "test", folder)
     splits = {"train": train, "test": test}
@@ -105,6 +110,11 @@ def _learn(
     validation = splits.get("validation", test)
     probe = probe_model(model, train.images.shape[1:])
     check_data(model, probe, splits, mask_options)
+    if m is not None:
+        # Which layers have whole groups depends on M alone.
+        layers = survey_assigned(model, probe, _with_pattern(mask_options, NMPattern(n=1, m=m)), folder=folder).eligible
+        mask_options = _with_pattern(mask_options, pattern_for_source(model, layers, m))
+    pattern = requested_pattern(mask_options)
     survey = survey_assigned(model, probe, mask_options, folder=folder)
     weights_before, source_sha256 = weights_fingerprint(model), state_fingerprint(model)
 
@@ -182,6 +192,10 @@ def _learn(
         changed_parameters=tuple(sorted(outcome.weights)),
     )
     return masks, report
+
+
+def _with_pattern(options: MaskOptions, pattern: NMPattern) -> MaskOptions:
+    return options.model_copy(update={"pattern": str(pattern)})
 
 
 def _write(out: Path, masks: MaskSet, report: LearnReport) -> None:

@@ -1,16 +1,18 @@
 """Which N:M suits a network whose weights are sparse already, without structure."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import binom
 from torch import nn
 
+from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.patterns import MAX_M, NMPattern
 from masksparse_deploy.learn.eligibility import EligibleLayer
 
-__all__ = ["choose_kept", "pattern_for_source"]
+__all__ = ["automatic_m", "choose_kept", "pattern_for_source"]
 
 # What the function of the authors' code takes; its command line takes 0.1.
 CONFIDENCE = 0.95
@@ -62,6 +64,28 @@ def pattern_for_source(
             f"pattern is for a network that is sparse already. Name the pattern, for example {max(1, m // 2)}:{m}"
         )
     return NMPattern(n=kept, m=m)
+
+
+def automatic_m(options: MaskOptions) -> int | None:
+    """M of a pattern "auto:M", whose N follows from the zeros of the network (`pattern_for_source`); None for any other one.
+
+    Raises:
+        UsageError: M is no length of a group, or another option asks for what an automatic pattern cannot be.
+    """
+    match = re.fullmatch(r"\s*auto\s*:\s*(\d+)\s*", options.pattern)
+    if match is None:
+        return None
+    m = int(match[1])
+    if not 2 <= m <= MAX_M:
+        raise UsageError(f"mask.pattern auto:{m}: M must be from 2 to {MAX_M}; for example auto:8")
+    if options.method == "transposable":
+        raise UsageError(
+            f"mask.pattern auto:{m} counts zeros along the input channels only, which says nothing about transposable masks; "
+            f"name the pattern, for example T{m // 2}:{m}"
+        )
+    if options.assignment is not None:
+        raise UsageError(f"mask.pattern auto:{m}: mask.assignment is for one pattern; give the one that it was made for")
+    return m
 
 
 def _kept(shares: Sequence[float], zero_fractions: Sequence[float], m: int, confidence: float) -> int:
