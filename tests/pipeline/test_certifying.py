@@ -59,15 +59,16 @@ def test_an_fx_graph_and_an_exported_program_give_what_the_module_gives() -> Non
     batch = torch.export.Dim("batch")
     example = (torch.from_numpy(images),)
     programs = [torch.export.export(network, example, dynamic_shapes=({0: batch},)) for network in (dense, sparse)]
-    certificates = [certify_modules(*networks, images, OPTIONS) for networks in ((dense, sparse), traced, programs)]
+    mixed = ((dense, traced[1]), (programs[0], sparse))
+    certificates = [certify_modules(*networks, images, OPTIONS) for networks in mixed]
     bounds = [[claim.bound for claim in certificate.claims] for certificate in certificates]
-    assert bounds[0] == bounds[1] == bounds[2]
+    assert bounds[0] == bounds[1]
     assert all(bound is not None for bound in bounds[0])
 
 
 def test_networks_that_are_not_the_same_graph_are_refused() -> None:
     with pytest.raises(ArtifactError, match="the two networks do not belong together: "):
-        certify_modules(with_statistics(residual_net()), with_statistics(residual_net(nn.SiLU)), IMAGES, OPTIONS)
+        certify_modules(nn.Conv2d(3, 4, 3).eval(), nn.Conv2d(3, 4, 3, stride=2).eval(), IMAGES, OPTIONS)
 
 
 def test_images_without_channels_are_refused() -> None:
