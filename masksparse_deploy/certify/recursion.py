@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.certify.changes import at_zero, change_factor
 from masksparse_deploy.certify.elementwise import enlarge
-from masksparse_deploy.certify.fused import fused_in_both
+from masksparse_deploy.certify.fused import Fused, fused_in_both
 from masksparse_deploy.certify.lipschitz import lipschitz_rule, variable_tensors
 from masksparse_deploy.certify.local import is_local, local_rule
 from masksparse_deploy.certify.operator_norm import NormCache
@@ -175,23 +175,11 @@ class _Walk:
         try:
             if result.shape[:1] != (self._count,):
                 raise NoRuleError(f"{sparse.op} across samples")
-            if fused is not None:
-                rule = fused.rule(math.prod(result.shape[1:]))
-            elif inputs.dense:
-                rule = Rule(factors=())
-            else:
-                rule = lipschitz_rule(sparse, self._pair.sparse, self._variables, self._shapes, self._norms)
+            # asked for even where an input has no bound, so that every operator without a rule is named
+            rule = self._rule(sparse, fused, result)
             if len(distances) < len(known):
                 return None
-            if fused is not None:
-                element = fused.enlarge(distances[0].elements)
-            elif inputs.dense:
-                elements = [distance.elements for distance in distances]
-                local = local_rule(sparse, self._pair.sparse, inputs.dense, inputs.sparse, elements, result.shape)
-                rule, element = local.l2, local.elements
-            else:
-                by_name = {name: distance.elements for name, distance in zip(names, distances, strict=True)}
-                element = enlarge(sparse, self._pair.sparse, by_name, result.shape, self._batch)
+            rule, element = self._elements(sparse, fused, inputs, distances, rule, result)
         except NoRuleError as error:
             self._missing.add(str(error))
             return None
@@ -210,6 +198,28 @@ class _Walk:
         if sparse.outputs[0] == self._output and sparse.op in ("Gemm", "MatMul"):
             self._last = self._last_layer(sparse, distances[0].l2, result if change is None else result - change)
         return _Distance(l2=l2, elements=element)
+
+    def _rule(self, node: Node, fused: Fused | None, result: Array) -> Rule:
+        """The rule in l2; an empty one where a local rule takes its place."""
+        if fused is not None:
+            return fused.rule(math.prod(result.shape[1:]))
+        if is_local(node, self._variables):
+            return Rule(factors=())
+        return lipschitz_rule(node, self._pair.sparse, self._variables, self._shapes, self._norms)
+
+    def _elements(
+        self, node: Node, fused: Fused | None, inputs: _Inputs, distances: list[_Distance], rule: Rule, result: Array
+    ) -> tuple[Rule, Array]:
+        """The rule in l2, that of a local rule in the place of `rule`, and the bounds of the output's elements."""
+        elements = [distance.elements for distance in distances]
+        if fused is not None:
+            return rule, fused.enlarge(elements[0])
+        graph = self._pair.sparse
+        if is_local(node, self._variables):
+            local = local_rule(node, graph, inputs.dense, inputs.sparse, elements, result.shape)
+            return local.l2, local.elements
+        by_name = dict(zip(inputs.names, elements, strict=True))
+        return rule, enlarge(node, graph, by_name, result.shape, self._batch)
 
     def _combined(self, rule: Rule, inputs: list[_Distance]) -> dict[str, Array]:
         """What the distances of the inputs become, for the claims that all of them have."""

@@ -11,6 +11,7 @@ from masksparse_deploy.certify.run import certify_pair
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import BakeOptions, CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.optional import require
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.reader import parse_graph
@@ -68,9 +69,8 @@ def certify_modules(
 
 def _module(network: Any) -> "nn.Module":
     """The module of an exported program, which runs its graph; any other network as it is."""
-    from torch.export import ExportedProgram
-
-    if not isinstance(network, ExportedProgram):
+    exporting = require("torch.export", needed_for="certifying PyTorch networks")
+    if not isinstance(network, exporting.ExportedProgram):
         return network  # type: ignore[no-any-return]
     module: nn.Module = network.module()
     # such a module refuses to change its mode, which was fixed when it was exported, and has the flag of training set
