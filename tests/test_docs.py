@@ -18,7 +18,10 @@ PAGES = sorted(
 def commands(text: str) -> list[str]:
     """Every `masksparse ...` command line in code blocks, continued lines joined."""
     found = []
-    for block in re.findall(r"```(?:bash|console|sh)?\n(.*?)```", text, re.DOTALL):
+    # Other languages are matched, too, or their end would be taken for a beginning.
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL):
+        if language not in ("", "bash", "console", "sh"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             line = line.removeprefix("$ ").strip()
             line = line.removeprefix(".venv/bin/")

@@ -1,13 +1,17 @@
 """Commands of the how-to pages run on the digits as they are shown, and find what the pages say."""
 
 import json
+import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from masksparse_deploy.cli.main import run
+from masksparse_deploy.core.masks import read_mask_set
 from tests.requirements import REPOSITORY
 from tests.test_docs import commands
 
@@ -64,3 +68,24 @@ def test_select_then_learn(folder: Path) -> None:
     reasons = {layer["name"]: layer["reason"] for layer in learned["skipped"]}
     dense = {layer["name"] for layer in selection["layers"]} - set(chosen)
     assert all(reasons[name].startswith("not chosen in selection.json (over the budget") for name in dense)
+
+
+@pytest.mark.slow
+def test_sparse_training_from_the_checkpoint_and_from_scratch(folder: Path) -> None:
+    page = (REPOSITORY / "docs" / "sparse_training.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    of_checkpoint, from_scratch = commands_of("sparse_training.md")
+    dense = (folder / "model.safetensors").read_bytes()
+    for line, out in ((of_checkpoint, "sparse"), (from_scratch, "scratch")):
+        # A fifth of the epochs of the page is enough to see that it works.
+        epochs = ["--epochs", "2" if out == "sparse" else "6"]
+        assert run([*shlex.split(line)[1:], *epochs]) == 0
+        learned = json.loads((folder / "out" / out / "learn.json").read_text())
+        accuracies = {entry["method"]: entry["correct"] / entry["total"] for entry in learned["accuracies"]}
+        masks = read_mask_set(folder / "out" / out / "masks.safetensors")
+        assert len(masks.layers) == 10 and len(masks.weights) == 35
+        # The page has 99.3 and 99.2 %.
+        assert accuracies["sparse-training"] > 0.97
+        assert accuracies["transposable"] < 0.6
+    assert (folder / "model.safetensors").read_bytes() == dense

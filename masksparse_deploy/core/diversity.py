@@ -1,7 +1,7 @@
 """How many masks a sparsity structure allows: mask diversity, exactly and by the formula of the paper that names it.
 
-I. Hubara et al., "Accelerated Sparse Neural Training" (2021), section 3, compares structures by the number of masks that a
-tensor of T weights can have. The paper's N counts zeros; here N counts kept weights. All counts are exact integers;
+I. Hubara et al., "Accelerated Sparse Neural Training" (2021), compare structures by the number of masks that a tensor
+of T weights can have. The paper's N counts zeros; here N counts kept weights. All counts are exact integers;
 `math.log10` takes integers of any size.
 """
 

@@ -69,7 +69,7 @@ def test_the_papers_formula_counts_too_many_but_for_a_single_zero_in_a_row() -> 
 
 @pytest.mark.parametrize(
     ("text", "by_paper", "log10"),
-    # Hubara et al. 2021, table 1, and what is exact, of 8 x 8 weights.
+    # By the formulas of Hubara et al. 2021, and exactly, of 8 x 8 weights.
     [
         ("1:2", False, 9.63),
         ("2:4", False, 12.45),

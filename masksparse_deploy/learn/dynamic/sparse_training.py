@@ -31,7 +31,7 @@ _DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 class SparseTraining(Sparsifier):
     """Trains a network whose weights are N:M, or transposable N:M, in every forward and backward pass.
 
-    Hubara et al. 2021, "Accelerated Sparse Neural Training", section 4: the forward pass multiplies by keep * W and the
+    Hubara et al. 2021, "Accelerated Sparse Neural Training": the forward pass multiplies by keep * W and the
     backward pass, for the gradients of activations, by the transpose of the same, so that with a transposable mask both have
     the pattern; the gradient of W is straight-through. Masks follow |W| every `options.mask_steps` steps. See `Training` for
     loss, checkpoints and what is promised of equal runs.
