@@ -8,6 +8,12 @@ __all__ = ["reconstruction_error", "solve_kept"]
 
 # Rows are solved together as long as their matrices have so few values, 64 MiB of float64.
 _BATCH_VALUES = 2**23
+# From so many kept weights a row on, conjugate gradients on all rows at once: three times as fast as factorising each row's
+# matrix (0.084 against 0.245 s of processor time a row with 2,304 kept weights, 64 rows, float64).
+_ITERATED_COUNT = 768
+# Where they end: the relative residual in the preconditioner's norm; the error is above its minimum by the square of it.
+_RESIDUAL = 1e-5
+_MOST_STEPS = 500
 
 
 def solve_kept(gram: torch.Tensor, dense: torch.Tensor, keep: torch.Tensor, *, ridge: float) -> torch.Tensor:
@@ -34,9 +40,25 @@ def solve_kept(gram: torch.Tensor, dense: torch.Tensor, keep: torch.Tensor, *, r
     strength = ridge * float(gram.diagonal().mean())
     if strength == 0.0:  # no input is ever active, and any weights do
         return masked
-    places = keep.nonzero()[:, 1].view(len(keep), -1)
     # What dropping takes away, seen from every input.
     lost = torch.where(keep, 0.0, dense) @ gram
+    change = None
+    if int(keep[0].sum()) >= _ITERATED_COUNT:
+        change = _iterated(gram, lost, keep, strength)
+    if change is None:
+        change = _factorised(gram, lost, keep, strength)
+    if change is None:
+        raise UsageError(
+            f"mask.ridge {ridge:g} is too small: the inputs of a layer depend on one another, and rounding leaves no "
+            "solution; use 1e-9 or more"
+        )
+    return masked + change
+
+
+def _factorised(gram: torch.Tensor, lost: torch.Tensor, keep: torch.Tensor, strength: float) -> torch.Tensor | None:
+    """(G_SS + strength I)^-1 lost_S for every row, by Cholesky factorisation; None where rounding makes a matrix indefinite."""
+    places = keep.nonzero()[:, 1].view(len(keep), -1)
+    change = torch.zeros_like(lost)
     batch = max(1, _BATCH_VALUES // places.shape[1] ** 2)
     for start in range(0, len(keep), batch):
         rows = slice(start, start + batch)
@@ -45,13 +67,30 @@ def solve_kept(gram: torch.Tensor, dense: torch.Tensor, keep: torch.Tensor, *, r
         systems.diagonal(dim1=1, dim2=2).add_(strength)
         factors, failed = torch.linalg.cholesky_ex(systems)
         if bool(failed.any()):
-            raise UsageError(
-                f"mask.ridge {ridge:g} is too small: the inputs of a layer depend on one another, and rounding leaves no "
-                "solution; use 1e-9 or more"
-            )
-        change = torch.cholesky_solve(lost[rows].gather(1, chosen)[:, :, None], factors)[:, :, 0]
-        masked[rows] = masked[rows].scatter_add(1, chosen, change)
-    return masked
+            return None
+        change[rows].scatter_(1, chosen, torch.cholesky_solve(lost[rows].gather(1, chosen)[:, :, None], factors)[:, :, 0])
+    return change
+
+
+def _iterated(gram: torch.Tensor, lost: torch.Tensor, keep: torch.Tensor, strength: float) -> torch.Tensor | None:
+    """The same by conjugate gradients on all rows at once, preconditioned with the diagonal; None if they do not converge."""
+    inverse = torch.where(keep, 1.0 / (gram.diagonal() + strength), 0.0)
+    residual = torch.where(keep, lost, 0.0)
+    change, direction = torch.zeros_like(residual), inverse * residual
+    size = (residual * direction).sum(1, keepdim=True)
+    # A row that loses nothing is solved by zero, and must not divide by it.
+    goal = (_RESIDUAL**2 * size).clamp_min(torch.finfo(size.dtype).tiny)
+    for _ in range(_MOST_STEPS):
+        if bool((size <= goal).all()):
+            return change
+        product = torch.where(keep, direction @ gram, 0.0) + strength * direction
+        step = torch.where(size <= goal, 0.0, size / (direction * product).sum(1, keepdim=True))
+        change += step * direction
+        residual -= step * product
+        preconditioned = inverse * residual
+        before, size = size, (residual * preconditioned).sum(1, keepdim=True)
+        direction = preconditioned + torch.where(before <= goal, 0.0, size / before) * direction
+    return None
 
 
 def reconstruction_error(gram: torch.Tensor, dense: torch.Tensor, other: torch.Tensor) -> float:
