@@ -110,7 +110,7 @@ def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) ->
         measured=worst_measured,
         tightness=_tightness(worst.difference_norm, worst_measured),
         certified_count=None,
-        sample_count=None,
+        sample_count=None if worst_measured is None else len(gains[worst.node]),
     )
 
 
