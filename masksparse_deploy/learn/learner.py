@@ -67,6 +67,8 @@ class Learner:
         # Where it will run, as what is made ready may depend on that.
         self._student = copy.deepcopy(model).to(device)
         self._trainee = prepare(self._student)
+        if self._accelerator.num_processes > 1:
+            _freeze_unreached(self._student, seen)
         self._norms = batch_norms(self._student) if options.batch_norm else {}
         for module in self._norms.values():
             module.train()
@@ -224,6 +226,14 @@ class Learner:
 
     def _remedy(self) -> str:
         return f"try a mask.learning_rate below {self._peak}, or mask.autocast: none"
+
+
+def _freeze_unreached(network: nn.Module, images: torch.Tensor) -> None:
+    """Take out what no gradient reaches, as a head that does not run: DistributedDataParallel would wait for it."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    gradients = torch.autograd.grad(network(images).float().sum(), parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.requires_grad_(gradient is not None)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from masksparse_deploy.core.errors import MasksparseError
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.processes import joined_processes
 from tests.learn.learning import OPTIONS, TRAIN, content, run
+from tests.learn.networks import zoo
 
 
 def result(folder: Path, plan: dict[str, Any]) -> dict[str, object]:
@@ -34,6 +35,7 @@ def result(folder: Path, plan: dict[str, Any]) -> dict[str, object]:
             folder / plan["checkpoint"],
             plan.get("options", {}),
             method=plan.get("method", "scores"),
+            model=zoo() if plan.get("zoo") else None,
             train=train,
             progress=progress,
         )

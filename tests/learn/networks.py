@@ -38,6 +38,12 @@ class Zoo(nn.Module):
         return self.head(self.hidden(self.line(x.flatten(2)).mean(2)))
 
 
+def zoo() -> Zoo:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Zoo().eval()
+
+
 class ShallowNet(nn.Module):
     """Without batch norm."""
 

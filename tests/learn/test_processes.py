@@ -92,22 +92,24 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
         {"checkpoint": "b", "method": "gumbel", "options": {"batch_size": 16, "autocast": "bfloat16"}},
         {"checkpoint": "c", "options": plain},
         {"checkpoint": "w", "method": "sparse-training", "options": {"batch_size": 16, "pattern": "T2:4", "mask_steps": 2}},
+        # With a layer that never runs, and that other processes must not wait for.
+        {"checkpoint": "z", "method": "sparse-training", "zoo": True, "options": {"batch_size": 16, "max_steps": 3}},
         {"checkpoint": "file/d"},
         {"checkpoint": "e", "images": 3},
     ]
     with started(tmp_path, plans, count=2) as processes:
         main, other = (results(process) for process in processes)
-    for index in range(4):
+    for index in range(5):
         assert main[index]["content"] == other[index]["content"]
     # The main process alone shows progress and writes.
-    assert [len(result["seen"]) for result in main] == [3, 9, 9, 9, 1, 0]
+    assert [len(result["seen"]) for result in main] == [3, 9, 9, 9, 3, 1, 0]
     assert not any(result["seen"] for result in other)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file", "w"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file", "w", "z"]
     # What the main process alone fails at ends the others too, who would wait for it else.
-    assert main[4]["error"] == "OutputError"
-    assert other[4]["message"] == "the main process failed, see its message; all processes stop"
-    assert main[5] == other[5]
-    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[5]["message"]
+    assert main[5]["error"] == "OutputError"
+    assert other[5]["message"] == "the main process failed, see its message; all processes stop"
+    assert main[6] == other[6]
+    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[6]["message"]
     # Two processes see in a step what one sees with two batches. A half of the sum of two float32 means is their mean.
     alone = content(run(tmp_path / "alone", {**plain, "accumulate": 2}))
     assert main[2]["content"][0] == alone[0]
