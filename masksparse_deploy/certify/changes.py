@@ -53,7 +53,7 @@ def change_factor(node: Node, pair: Pair, shapes: Mapping[str, tuple[int, ...]],
         dense, sparse = (graph.constants[node.inputs[1]].astype(np.float64) for graph in (pair.dense, pair.sparse))
         # what is scaled by the one or the other is at most ||x||, or ||x|| / sqrt(epsilon)
         return float(np.abs(dense - sparse).max()) / (math.sqrt(epsilon_of(node)) if node.op in NORMALIZATIONS else 1.0)
-    if node.op in ("Add", "Sub"):
+    if node.op in ("Add", "Sub", "Sum"):
         return 0.0  # the difference of two constants does not depend on x
     if node.op == "BatchNormalization":
         dense, sparse = (_channel_factors(node, graph) for graph in (pair.dense, pair.sparse))

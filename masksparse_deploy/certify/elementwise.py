@@ -39,7 +39,7 @@ def enlarge(node: Node, graph: Graph, distances: Mapping[str, Array], shape: tup
     attributes = node.attributes
     inputs = [distances[name] if name in distances else graph.constants.get(name) for name in node.inputs]
     u = distances.get(node.inputs[0])
-    if node.op in ("Add", "Sub"):
+    if node.op in ("Add", "Sub", "Sum"):
         return np.broadcast_to(sum(distances[name] for name in node.inputs if name in distances), shape)
     if node.op == "Concat":
         parts = [distances.get(name, np.zeros_like(graph.constants.get(name, 0.0))) for name in node.inputs]

@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]
 # at most as much and a few times that; 1.1291 is 1e-4 above the exact one's.
 _TANH_GELU = (math.sqrt(2 / math.pi), 0.044715)
 _TANH_GELU_SLOPE = 1.1291
+# A Sum may have more terms than an Add.
+_TWO = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +157,7 @@ class _Matcher:
 
     def _gate(self, gate: str, x: str) -> float | None:
         """The largest slope of x times the gate."""
-        node = self._producer(gate, "Sigmoid", "HardSigmoid", "Clip", "Tanh", "Add")
+        node = self._producer(gate, "Sigmoid", "HardSigmoid", "Clip", "Tanh", "Add", "Sum")
         if node is None:
             return None
         if node.op == "Sigmoid":  # x sigmoid(a x) = swish(a x) / a, whatever a
@@ -195,8 +197,8 @@ class _Matcher:
 
     def _is_cubic(self, name: str, x: str) -> bool:
         """Whether a tensor is x + 0.044715 x^3."""
-        node = self._producer(name, "Add")
-        if node is None or x not in node.inputs:
+        node = self._producer(name, "Add", "Sum")
+        if node is None or x not in node.inputs or len(node.inputs) != _TWO:
             return False
         scale, power = list(self._multiples(node.inputs[1 - node.inputs.index(x)]))[-1]
         return math.isclose(scale, _TANH_GELU[1], rel_tol=1e-6) and self._power(power, x) == 3
@@ -215,8 +217,8 @@ class _Matcher:
 
     def _sums(self, name: str) -> Iterator[tuple[str, float]]:
         """(tensor, number) where a tensor is their sum."""
-        node = self._producer(name, "Add")
-        if node is not None:
+        node = self._producer(name, "Add", "Sum")
+        if node is not None and len(node.inputs) == _TWO:
             for term, other in (node.inputs, reversed(node.inputs)):
                 number = self._number(other)
                 if number is not None:

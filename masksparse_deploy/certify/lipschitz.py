@@ -11,6 +11,7 @@ from masksparse_deploy.certify.activations import slope
 from masksparse_deploy.certify.norms.geometry import norm_geometry
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.certify.rule import NoRuleError, Rule
+from masksparse_deploy.graph.geometry import conv_geometry, pool_geometry
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.nodes import axes_of, pad_widths, pool_geometry, slice_axes
 from masksparse_deploy.graph.normalization import NORMALIZATIONS, epsilon_of, normalized_axes
@@ -59,7 +60,7 @@ def lipschitz_rule(node: Node, graph: Graph, variables: frozenset[str], shapes: 
     # an input with fewer axes than the result has its samples along another axis of it
     if node.op in _BROADCASTING and any(len(shape) < len(result) for shape in sources):
         raise NoRuleError(f"{node.op} across samples")
-    if node.op in ("Add", "Sub"):
+    if node.op in ("Add", "Sub", "Sum"):
         # broadcasting repeats every element of a smaller input equally often
         return Rule(factors=tuple(math.sqrt(math.prod(result) / math.prod(shape)) for shape in sources))
     if node.op in ("Mul", "Div"):
@@ -247,7 +248,7 @@ def _normalization(node: Node, graph: Graph, source: Sequence[int], result: Sequ
     return float(np.abs(graph.constants[node.inputs[1]].astype(np.float64)).max()) / math.sqrt(epsilon_of(node))
 
 
-_BROADCASTING = ("Add", "Div", "Mul", "Sub")
+_BROADCASTING = ("Add", "Div", "Mul", "Sub", "Sum")
 _FACTORS: Mapping[str, Callable[[Node, Graph, Sequence[int], Sequence[int]], float]] = {
     **dict.fromkeys(NORMALIZATIONS, _normalization),
     "AveragePool": _average_pool,

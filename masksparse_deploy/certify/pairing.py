@@ -13,7 +13,7 @@ from masksparse_deploy.graph.fold import fold_constants
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import read_graph
-from masksparse_deploy.graph.splits import expand_splits
+from masksparse_deploy.graph.simplify import simplified
 
 __all__ = ["Pair", "pair_graphs", "read_pair"]
 
@@ -25,7 +25,7 @@ _FLOATING_KINDS = "fV"
 class Pair:
     """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only.
 
-    Stored constants are folded to where they are read (see graph.fold), and a Split is a Slice for each output. `stored_names`
+    Stored constants are folded to where they are read (see graph.fold), numbers computed (see graph.simplify). `stored_names`
     has the name in the file of each operator's weight, by the operator's first output.
     """
 
@@ -56,7 +56,7 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
 def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
     """The same for graphs already read."""
     stored_names = {layer.node.outputs[0]: layer.stored_name for layer in weighted_layers(dense)}
-    dense, sparse = (expand_splits(fold_constants(graph)) for graph in (dense, sparse))
+    dense, sparse = (simplified(fold_constants(graph)) for graph in (dense, sparse))
     difference = next(_differences(dense, sparse), None)
     if difference is not None:
         raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")

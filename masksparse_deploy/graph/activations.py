@@ -152,6 +152,7 @@ ACTIVATIONS: Mapping[str, Callable[[Node, Inputs], Array]] = {
     "Selu": _selu,
     "Sigmoid": lambda node, inputs: sigmoid(_one(inputs)),
     "Softmax": _softmax,
+    "Sqrt": lambda node, inputs: np.sqrt(_one(inputs)),
     "Softplus": lambda node, inputs: softplus(_one(inputs)),
     "Softsign": _softsign,
     "Swish": _swish,

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 from masksparse_deploy.graph.nodes import apply_node, obstacle
-from masksparse_deploy.graph.splits import expand_splits
+from masksparse_deploy.graph.simplify import simplified
 
 __all__ = [
     "Evaluation",
@@ -91,7 +91,7 @@ def evaluate(
         UsageError: operators that this evaluation does not cover (all are named), more than one input, images or names that
             don't fit the graph.
     """
-    graph = expand_splits(graph)
+    graph = simplified(graph)
     wanted = list(graph.outputs if outputs is None else outputs)
     _require_evaluable(graph)
     require_images(graph, images)
@@ -110,7 +110,7 @@ def evaluate(
 
 def unsupported_operators(graph: Graph) -> tuple[str, ...]:
     """What `evaluate` cannot compute in this graph, sorted, each once; empty if it can compute everything."""
-    graph = expand_splits(graph)
+    graph = simplified(graph)
     computed = shape_tensors(graph)
     found = {reason for node in graph.nodes if (reason := obstacle(node, graph, computed)) is not None}
     return tuple(sorted(found))

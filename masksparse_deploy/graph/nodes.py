@@ -1,7 +1,7 @@
 """One ONNX node applied to arrays: attributes and parameter inputs become arguments of graph.operators."""
 
+import functools
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,12 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph import operators
 from masksparse_deploy.graph.activations import ACTIVATIONS
 from masksparse_deploy.graph.conversions import CONVERSIONS, conversion_obstacle
+from masksparse_deploy.graph.geometry import conv_geometry, pool_geometry
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.normalization import NORMALIZATIONS
 from masksparse_deploy.graph.resize import apply_resize, resize_obstacle
 
-__all__ = [
-    "PoolGeometry",
-    "apply_node",
-    "axes_of",
-    "conv_geometry",
-    "obstacle",
-    "pad_widths",
-    "pool_geometry",
-    "slice_axes",
-]
+__all__ = ["apply_node", "axes_of", "obstacle", "pad_widths", "slice_axes"]
 
 Array = npt.NDArray[Any]
 # The arrays of a node's inputs; None for an optional input that is left out.
@@ -71,36 +63,6 @@ def apply_node(node: Node, inputs: Inputs, *, batch: int | None, absolute: bool 
             f"{node.op} {node.name!r} cannot be computed for inputs of the shapes {shapes} ({error}); "
             "export the model with a dynamic batch"
         ) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolGeometry:
-    """Kernel and strides in (height, width), padding (top, left, bottom, right), and how far ceil_mode reaches beyond it."""
-
-    kernel: tuple[int, ...]
-    strides: tuple[int, ...]
-    pads: operators.Pads
-    extension: tuple[int, int]
-
-
-def pool_geometry(node: Node, size: Sequence[int]) -> PoolGeometry:
-    """The geometry of a pooling node for an input of (height, width) `size`."""
-    kernel = tuple(node.attributes["kernel_shape"])
-    strides = tuple(node.attributes.get("strides", (1, 1)))
-    pads = _pads(node, size, kernel, strides, (1, 1))
-    extension = (0, 0)
-    if node.attributes.get("ceil_mode", 0):
-        extension = operators.ceil_extension(size, kernel=kernel, strides=strides, pads=pads)
-    return PoolGeometry(kernel=kernel, strides=strides, pads=pads, extension=extension)
-
-
-def conv_geometry(
-    node: Node, size: Sequence[int], kernel: Sequence[int]
-) -> tuple[tuple[int, ...], operators.Pads, tuple[int, ...]]:
-    """Strides, (top, left, bottom, right) padding and dilations of a Conv node for an input of (height, width) `size`."""
-    strides = tuple(node.attributes.get("strides", (1, 1)))
-    dilations = tuple(node.attributes.get("dilations", (1, 1)))
-    return strides, _pads(node, size, kernel, strides, dilations), dilations
 
 
 def obstacle(node: Node, graph: Graph, computed: Container[str] = ()) -> str | None:
@@ -178,20 +140,6 @@ def _present(inputs: Inputs, position: int) -> Array:
 
 def _optional(inputs: Inputs, position: int) -> Array | None:
     return inputs[position] if len(inputs) > position else None
-
-
-def _pads(
-    node: Node, size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> operators.Pads:
-    attributes = node.attributes
-    return operators.resolve_pads(
-        attributes.get("auto_pad", "NOTSET"),
-        attributes.get("pads", (0, 0, 0, 0)),
-        size=size,
-        kernel=kernel,
-        strides=strides,
-        dilations=dilations,
-    )
 
 
 def _conv(node: Node, inputs: Inputs) -> Array:
@@ -369,6 +317,7 @@ _OPERATORS: Mapping[str, Callable[[Node, Inputs], Array]] = {
     "Div": lambda node, inputs: _first(inputs) / _present(inputs, 1),
     "Mul": lambda node, inputs: _first(inputs) * _present(inputs, 1),
     "Sub": lambda node, inputs: _first(inputs) - _present(inputs, 1),
+    "Sum": lambda node, inputs: functools.reduce(np.add, [_present(inputs, position) for position in range(len(inputs))]),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Concat": lambda node, inputs: np.concatenate(

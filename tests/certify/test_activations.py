@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
+import onnx.inliner
 import pytest
 
 from masksparse_deploy.certify import activations
 from masksparse_deploy.certify.fused import Fused, fused_activations, fused_in_both
 from masksparse_deploy.certify.local import local_rule
-from masksparse_deploy.graph.evaluate import evaluate
+from masksparse_deploy.graph.evaluate import evaluate, unsupported_operators
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.nodes import apply_node
 from masksparse_deploy.graph.reader import parse_graph
@@ -207,3 +209,30 @@ def test_normalization_is_bounded_by_both_deviations(op: str) -> None:
         distance = np.linalg.norm((x - y).reshape(2, -1), axis=1)
         assert (np.linalg.norm(moved.reshape(2, -1), axis=1) <= found.l2.combine([distance]) * (1 + 1e-9)).all()
         assert (np.abs(moved) <= found.elements * (1 + 1e-9) + 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("op", "attributes", "slope"),
+    [
+        ("Gelu", {}, 1.1290),
+        ("Gelu", {"approximate": "tanh"}, 1.1291),
+        ("HardSwish", {}, 1.5),
+        ("Mish", {}, 1.0885),
+        ("Softsign", {}, 1.0),
+        ("Clip", {}, None),
+    ],
+)
+def test_the_bodies_of_onnx_functions_are_bounded(op: str, attributes: dict[str, Any], slope: float | None) -> None:
+    build = Builder(0)
+    model = build.model(build.node(op, "x", **attributes), ("batch", 4, 7, 7))
+    inlined = onnx.inliner.inline_selected_functions(model, [("", op)], inline_schema_functions=True)
+    pair = as_pair((inlined, inlined))
+    assert op not in [node.op for node in pair.dense.nodes]
+    assert unsupported_operators(pair.dense) == ()
+    assert [activation.slope for activation in fused_in_both(pair).values()] == (
+        [] if slope is None else [pytest.approx(slope)]
+    )
+    images = np.random.default_rng(0).standard_normal((2, 4, 7, 7), dtype=np.float32)
+    whole = evaluate(parse_graph(model.SerializeToString(), name="whole"), images)["y"]
+    # numbers such as 0.044715 are float32 in the body of the function
+    np.testing.assert_allclose(evaluate(pair.dense, images)["y"], whole, rtol=1e-6, atol=1e-7)

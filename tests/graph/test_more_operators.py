@@ -12,6 +12,7 @@ from onnx import TensorProto, helper
 
 from masksparse_deploy.graph.evaluate import evaluate, unsupported_operators
 from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.graph.simplify import simplified
 from tests.graph.test_evaluate import (
     TOLERANCE,
     Array,
@@ -70,6 +71,7 @@ CASES: dict[str, tuple[onnx.NodeProto, dict[str, Array]]] = {
     "softmax": (node("Softmax", axis=1), {}),
     "softplus": (node("Softplus"), {}),
     "softsign": (node("Softsign"), {}),
+    "sum": (node("Sum", "x", "c", "x"), {"c": random_floats(4, 1, 1)}),
     "subtract": (node("Sub", "c", "x"), {"c": random_floats(4, 1, 1)}),
     "transpose": (node("Transpose", perm=[0, 2, 3, 1]), {}),
     "unsqueeze": (node("Unsqueeze", "x", "axes"), {"axes": integers(1, -1)}),
@@ -179,3 +181,18 @@ def test_what_is_not_covered_is_named(reason: str) -> None:
     ]
     model = make_model([*picked, REFUSED[reason]], {**constants, "axes": integers(0, 2, 3)})
     assert unsupported_operators(parse_graph(model, name="case")) == (reason,)
+
+
+def test_numbers_that_a_file_computes_are_constants() -> None:
+    nodes = [
+        helper.make_node("CastLike", ["two", "x"], ["t"], name="cast"),
+        helper.make_node("Sqrt", ["t"], ["r"], name="root"),
+        helper.make_node("Mul", ["w", "r"], ["v"], name="kept"),
+        helper.make_node("Div", ["x", "r"], ["a"], name="divide"),
+        helper.make_node("Sum", ["a", "v"], ["y"], name="last"),
+    ]
+    model, images = make_model(nodes, {"two": np.float32(2), "w": random_floats(4, 1, 1)}), random_floats(2, 4, 7, 6)
+    graph = simplified(parse_graph(model, name="numbers"))
+    assert [node.name for node in graph.nodes] == ["kept", "divide", "last"]
+    assert graph.constants["r"] == np.sqrt(2.0)
+    np.testing.assert_allclose(evaluate(graph, images)["y"], run_runtime(model, images), rtol=TOLERANCE, atol=TOLERANCE)
