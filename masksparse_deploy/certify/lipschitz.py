@@ -11,9 +11,9 @@ from masksparse_deploy.certify.activations import slope
 from masksparse_deploy.certify.norms.geometry import norm_geometry
 from masksparse_deploy.certify.operator_norm import NormBound, NormCache
 from masksparse_deploy.certify.rule import NoRuleError, Rule
-from masksparse_deploy.graph.geometry import conv_geometry, pool_geometry
+from masksparse_deploy.graph.geometry import pool_geometry
 from masksparse_deploy.graph.model import Graph, Node
-from masksparse_deploy.graph.nodes import axes_of, pad_widths, pool_geometry, slice_axes
+from masksparse_deploy.graph.nodes import axes_of, pad_widths, slice_axes
 from masksparse_deploy.graph.normalization import NORMALIZATIONS, epsilon_of, normalized_axes
 from masksparse_deploy.graph.operators import pool_divisors
 from masksparse_deploy.graph.resize import resize_matrices
