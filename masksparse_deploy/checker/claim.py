@@ -88,16 +88,18 @@ class _Check:
         self._equal("bound", claim.bound, worst.difference_norm)
         self._equal("status", claim.status, "useful")
         self._equal("certified_count", claim.certified_count, None)
-        self._equal("sample_count", claim.sample_count, None)
         self._tightness()
         start, before, after = texts.layerwise_detail(len(layers), worst.layer)
         run = self._evidence.run
         if claim.measured is None and self._evidence.certificate.unsupported:
+            self._equal("sample_count", claim.sample_count, None)
             self._equal("detail", claim.detail, start)  # a network that cannot be computed everywhere was not measured
         elif run is None:
             self._needs_images("measured")
+            self._needs_images("sample_count")
             self._detail_without_images(start, before, after, digits=2)
         else:
+            self._equal("sample_count", claim.sample_count, len(run.dense))
             gains = {name: float(gains.max()) for name, gains in run.gains.items()}
             self._close("measured", claim.measured, gains.get(worst.node))
             ratios = [layer.difference_norm / gains[layer.node] for layer in layers if gains.get(layer.node, 0.0) > 0]
