@@ -32,18 +32,19 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 
+_LOCAL = "; products of two tensors and normalization by what both networks compute for the sample"
 _METHODS = {
     MEASURED_NORMS: (
         "recursion over the graph: at each layer the operator norm times the distance so far, plus the operator norm of what "
-        "was changed times the measured norm of the dense network's activations"
+        "was changed times the measured norm of the dense network's activations" + _LOCAL
     ),
     MEASURED_RESIDUALS: (
         "recursion over the graph: at each layer the operator norm times the distance so far, plus the measured effect of the "
-        "changed weights on the dense network's activations"
+        "changed weights on the dense network's activations" + _LOCAL
     ),
     HYBRID: (
         "recursion over the graph: at each layer the operator norm times the distance so far, plus the measured effect of the "
-        "changed weights on the dense network's activations; the smaller of the l2 and the elementwise form"
+        "changed weights on the dense network's activations; the smaller of the l2 and the elementwise form" + _LOCAL
     ),
 }
 
