@@ -5,16 +5,15 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
-from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
-from masksparse_deploy.learn.transposable.solve import Solver, transposable_mask
+from masksparse_deploy.learn.transposable.solve import Solver
 
 __all__ = ["Magnitude"]
 
@@ -29,37 +28,19 @@ class Magnitude(Sparsifier):
 
     Attributes:
         pattern: N:M.
-        solver: of transposable masks.
+        solver: of transposable masks; see `choose_mask` for the tiles that an approximation leaves wanting.
     """
 
     pattern: NMPattern
     solver: Solver = "exact"
 
     def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
-        """See `Sparsifier.sparsify`.
-
-        Raises:
-            UsageError: the solver of transposable masks leaves some row or column with fewer than N weights.
-        """
+        """See `Sparsifier.sparsify`."""
         masks = {}
         for layer in layers:
             magnitude = np.abs(model.get_parameter(layer.weight_name).detach().numpy())
-            if self.pattern.transposable:
-                keep = transposable_mask(magnitude, self.pattern, solver=self.solver)
-                self._check_saturated(keep, layer)
-            else:
-                keep = self.pattern.keep_largest(magnitude, group_axis=GROUP_AXIS)
+            keep = choose_mask(magnitude, self.pattern, self.solver)
             masks[layer.weight_name] = LayerMask(
                 weight_name=layer.weight_name, keep=keep, group_axis=GROUP_AXIS, pattern=self.pattern
             )
         return Outcome(masks=masks)
-
-    def _check_saturated(self, keep: npt.NDArray[np.bool_], layer: EligibleLayer) -> None:
-        """Approximations may keep fewer than N in a row and a column, never more."""
-        n, m = self.pattern.n, self.pattern.m
-        missing = keep.size // m * n - int(np.count_nonzero(keep))
-        if missing:
-            raise UsageError(
-                f"mask.solver {self.solver!r} keeps {missing:,} weights of {layer.name} fewer than {self.pattern} allows, and "
-                f"masks keep exactly {n} of {m} in every row and column; set mask.solver: exact"
-            )

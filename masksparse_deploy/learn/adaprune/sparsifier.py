@@ -68,8 +68,7 @@ class AdaPrune(Sparsifier):
         """See `Sparsifier.sparsify`.
 
         Raises:
-            UsageError: a layer's weights cannot be fitted (`check_product`, `solve_kept`, `inputs_of`), or the solver leaves
-                some row or column of a transposable mask with fewer than N weights.
+            UsageError: a layer's weights cannot be fitted (`check_product`, `solve_kept`, `inputs_of`).
         """
         masks = Magnitude(pattern=self.pattern, solver=self.solver).sparsify(model, layers, train).masks
         dense = copy.deepcopy(model).to(self.device)

@@ -13,7 +13,7 @@ from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
-from masksparse_deploy.learn.dynamic.choose import choose_mask
+from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
 from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier

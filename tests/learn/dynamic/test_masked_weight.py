@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from masksparse_deploy.core.patterns import NMPattern
-from masksparse_deploy.learn.dynamic.choose import choose_mask
+from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.dynamic.masked_weight import MaskedWeight
 
 

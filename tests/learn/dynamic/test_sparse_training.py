@@ -11,8 +11,8 @@ from masksparse_deploy.core.masks import MaskSet, read_mask_set
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.dynamic import SparseTraining
-from masksparse_deploy.learn.dynamic.choose import choose_mask
 from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
 from masksparse_deploy.learn.evaluation import compute_logits, substitutes
 from masksparse_deploy.learn.learner import Learner

@@ -1,4 +1,4 @@
-"""The mask that the magnitudes of a weight ask for, in the midst of training."""
+"""The mask that the magnitudes of a weight ask for, before, after or in the midst of training."""
 
 import numpy as np
 import numpy.typing as npt

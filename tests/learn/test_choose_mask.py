@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from masksparse_deploy.core.patterns import NMPattern
-from masksparse_deploy.learn.dynamic.choose import choose_mask
+from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.transposable.solve import Solver, transposable_mask
 
 MAGNITUDE = np.abs(np.random.default_rng(0).standard_normal((16, 8, 3, 3))).astype(np.float32)
