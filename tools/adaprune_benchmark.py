@@ -37,6 +37,7 @@ from masksparse_deploy.learn.sparsifier import Given, Outcome, Sparsifier
 __all__ = ["drop_smallest", "main"]
 
 AUTO = "auto:"
+WAYS = {"magnitude": "magnitude", "closed-form": "adaprune, closed form", "iterative": "adaprune, iterative"}
 EVALUATION_BATCH = 250
 # 1,000 images make eight such batches.
 BATCH_NORM_BATCH = 125
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the network and its images")
     parser.add_argument("--network", choices=("resnet20", "resnet32"), default="resnet20")
     parser.add_argument("--pattern", action="append", help="N:M, TN:M or auto:M; repeatable")
-    parser.add_argument("--iterative", action="store_true", help="fit by the authors' gradient descent, too")
+    parser.add_argument("--way", choices=tuple(WAYS), action="append", help="repeatable; default: magnitude and closed-form")
     parser.add_argument("--calibration-count", type=int, default=1000)
     parser.add_argument("--augment", choices=("none", "shift", "shift-mirror"), default="shift-mirror")
     parser.add_argument("--ridge", type=float, default=MaskOptions().ridge)
@@ -108,10 +109,13 @@ def _rows(dense: nn.Module, train: Samples, test: Samples, text: str, options: a
     )
     images = closed.images(train)
     grams = gram_matrices(dense, layers, images, batch_size=100)
-    methods: dict[str, Sparsifier] = {"magnitude": Magnitude(pattern=pattern), "adaprune, closed form": closed}
-    if options.iterative:
-        methods["adaprune, iterative"] = dataclasses.replace(closed, reconstruction="iterative")
-    for name, method in methods.items():
+    methods: dict[str, Sparsifier] = {
+        "magnitude": Magnitude(pattern=pattern),
+        "closed-form": closed,
+        "iterative": dataclasses.replace(closed, reconstruction="iterative"),
+    }
+    for way in options.way or ("magnitude", "closed-form"):
+        name, method = WAYS[way], methods[way]
         start = time.process_time()
         outcome = method.sparsify(dense, layers, train)
         seconds = time.process_time() - start
