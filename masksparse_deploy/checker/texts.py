@@ -34,14 +34,15 @@ _ROUNDING = "Bounds are computed in float64 and enlarged by a relative 1e-9 for 
 _NORM_ROUNDING = "Norms are computed in float64 and enlarged by a relative 1e-9 for their rounding."
 _START = "recursion over the graph: at each layer the operator norm times the distance so far, plus the "
 _EFFECT = _START + "measured effect of the changed weights on the dense network's activations"
+_LOCAL = "; products of two tensors and normalization by what both networks compute for the sample"
 _METHODS = {
     LAYERWISE: "operator norms of K - K~: the smallest of bounds (a), (b) and (c) of docs/bounds.md",
     DATA_FREE: "recursion over the graph with operator norms alone, ||x|| bounded along with the distance",
     "end-to-end, measured norms": (
-        _START + "operator norm of what was changed times the measured norm of the dense network's activations"
+        _START + "operator norm of what was changed times the measured norm of the dense network's activations" + _LOCAL
     ),
-    "end-to-end, measured residuals": _EFFECT,
-    "end-to-end, hybrid": _EFFECT + "; the smaller of the l2 and the elementwise form",
+    "end-to-end, measured residuals": _EFFECT + _LOCAL,
+    "end-to-end, hybrid": _EFFECT + "; the smaller of the l2 and the elementwise form" + _LOCAL,
 }
 
 
