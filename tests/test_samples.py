@@ -51,7 +51,7 @@ def test_digits_from_checkpoint_to_verdict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_digits_in_fp16(tmp_path: Path) -> None:
+def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
     result = masksparse("deploy", DIGITS / "fp16.yaml", "--out", tmp_path / "out", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -61,6 +61,12 @@ def test_digits_in_fp16(tmp_path: Path) -> None:
     layers = json.loads((tmp_path / "out" / "validation.json").read_text())["layers"]
     assert len(layers) == 11
     assert all(layer["verdict"] == "pass" for layer in layers)
+    monkeypatch.setenv("PYTHONPATH", str(DIGITS))  # as from the sample's folder, where its README runs the check
+    out = tmp_path / "out"
+    files = ["--dense", out / "dense.onnx", "--sparse", out / "sparse.onnx", "--data", "data:test"]
+    checked = masksparse("certify", "--check", out / "certificate.json", *files)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.endswith("0 wrong, 0 not checked; the certificate is verified\n")
 
 
 def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
