@@ -69,6 +69,21 @@ def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch:
     assert checked.stdout.endswith("0 wrong, 0 not checked; the certificate is verified\n")
 
 
+@pytest.mark.slow
+def test_digits_with_transposable_masks(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = masksparse("deploy", DIGITS / "transposable.yaml", "--out", tmp_path / "out", timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    learned = json.loads((tmp_path / "out" / "learn.json").read_text())
+    assert (learned["pattern"], learned["method"], len(learned["layers"])) == ("T2:4", "transposable + batch norm", 10)
+    assert learned["weights_sha256_before"] == learned["weights_sha256_after"]
+    assert masksparse("lint", tmp_path / "out" / "sparse.onnx", "--transposable").returncode == 0
+    # The dense twin has no layer that could be.
+    dense = masksparse("lint", tmp_path / "out" / "dense.onnx", "--transposable")
+    assert dense.returncode == 1
+    assert "no layer conforms to a pattern, so none is transposable" in dense.stdout
+
+
 def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(OWN_LOOP / "run.py"), *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(path or "")}
