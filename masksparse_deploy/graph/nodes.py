@@ -57,7 +57,7 @@ def apply_node(node: Node, inputs: Inputs, *, batch: int | None, absolute: bool 
         if node.op == "Gemm":
             return _gemm(node, inputs, absolute)
         return _OPERATORS[node.op](node, inputs)
-    except ValueError as error:  # NumPy's word for shapes that do not fit
+    except (ArithmeticError, IndexError, ValueError) as error:  # what NumPy and Python say of shapes that do not fit
         shapes = ", ".join(str(array.shape) for array in inputs if array is not None)
         raise UsageError(
             f"{node.op} {node.name!r} cannot be computed for inputs of the shapes {shapes} ({error}); "

@@ -14,6 +14,8 @@ __all__ = ["apply_resize", "resize_matrices", "resize_obstacle"]
 Array = npt.NDArray[Any]
 
 _COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+# No image is larger; a damaged file may ask for more.
+_LONGEST = 1 << 16
 _ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -37,6 +39,9 @@ def resize_matrices(node: Node, shape: Sequence[int], scales: Array | None, size
         shape: of the input, with the count of samples.
         scales: for each axis; None or empty where `sizes` are given.
         sizes: the new lengths.
+
+    Raises:
+        ValueError: the scales or sizes do not fit the input, or make it empty or absurdly large.
     """
     matrices: list[Array | None] = []
     for axis, length in enumerate(shape):
@@ -47,6 +52,8 @@ def resize_matrices(node: Node, shape: Sequence[int], scales: Array | None, size
             assert sizes is not None, "ONNX requires scales or sizes"
             new_length = int(sizes[axis])
             ratio = float(length), float(new_length)
+        if not 0 < new_length <= _LONGEST:
+            raise ValueError(f"an axis of {length} becomes one of {new_length}")
         matrices.append(None if ratio[0] == ratio[1] else _matrix(node, length, new_length, ratio))
     return matrices
 

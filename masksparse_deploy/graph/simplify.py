@@ -29,7 +29,9 @@ def simplified(graph: Graph) -> Graph:
         if node.domain or not numbers or len(known) < len(numbers) or node.op not in (*_ARITHMETIC, "CastLike"):
             nodes.append(node)
         else:
-            constants[node.outputs[0]] = known[0] if node.op == "CastLike" else np.asarray(apply_node(node, known, batch=None))
+            with np.errstate(all="ignore"):  # what is infinite or NaN shows where it is used
+                value = known[0] if node.op == "CastLike" else apply_node(node, known, batch=None)
+            constants[node.outputs[0]] = np.asarray(value)
     return graph if len(nodes) == len(graph.nodes) else replace(graph, nodes=tuple(nodes), constants=constants)
 
 

@@ -53,6 +53,8 @@ def _lengths(node: Node, graph: Graph) -> list[int] | None:
     if whole is None:
         return None
     count = int(node.attributes.get("num_outputs", len(node.outputs)))
+    if count < 1:
+        return None
     # ONNX: equal parts, the last one smaller where the length is no multiple
     each = -(-whole // count)
     return [max(min(each, whole - start * each), 0) for start in range(count)]

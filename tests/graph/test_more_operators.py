@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.evaluate import evaluate, unsupported_operators
+from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.graph.simplify import simplified
 from tests.graph.test_evaluate import (
@@ -196,3 +198,52 @@ def test_numbers_that_a_file_computes_are_constants() -> None:
     assert [node.name for node in graph.nodes] == ["kept", "divide", "last"]
     assert graph.constants["r"] == np.sqrt(2.0)
     np.testing.assert_allclose(evaluate(graph, images)["y"], run_runtime(model, images), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+BROKEN = {
+    "scales of another rank": node("Resize", "x", "", "short"),
+    "a scale that makes it empty": node("Resize", "x", "", "zero"),
+    "a scale beyond all images": node("Resize", "x", "", "huge"),
+    "a scale that is infinite": node("Resize", "x", "", "infinite"),
+    "an index that is not there": node("Gather", "x", "far", axis=2),
+    "windows that do not move": node("MaxPool", kernel_shape=[2, 2], strides=[0, 1], ceil_mode=1),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_parameters_that_do_not_fit_are_refused_in_words(fault: str) -> None:
+    constants: dict[str, Array] = {
+        "short": np.float32([2, 2]),
+        "zero": np.float32([1, 1, 0.01, 1]),
+        "huge": np.float32([1, 1, 1e9, 1]),
+        "infinite": np.float32([1, 1, np.inf, 1]),
+        "far": integers(99),
+    }
+    proto = BROKEN[fault]
+    graph = Graph(
+        nodes=(read_node(proto),),
+        constants={name: array for name, array in constants.items() if name in proto.input},
+        constant_metadata={},
+        inputs={"x": (None, 4, 7, 6)},
+        outputs=("y",),
+        shapes={},
+        opsets={"": 20},
+        metadata={},
+        sha256="",
+    )
+    with pytest.raises(UsageError, match=f"{proto.op_type} 'case' cannot be computed for inputs of the shapes"):
+        evaluate(graph, random_floats(1, 4, 7, 6))
+
+
+def read_node(proto: onnx.NodeProto) -> Node:
+    """A node as the reader gives it, without the checks of ONNX, which refuses some of these."""
+    attributes = {entry.name: helper.get_attribute_value(entry) for entry in proto.attribute}
+    return Node(
+        name=proto.name,
+        op=proto.op_type,
+        domain="",
+        inputs=tuple(proto.input),
+        outputs=tuple(proto.output),
+        attributes={key: tuple(value) if isinstance(value, list) else value for key, value in attributes.items()},
+        metadata={},
+    )
