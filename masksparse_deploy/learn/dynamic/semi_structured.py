@@ -126,6 +126,7 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         rows, weight = ctx.saved_tensors
+        gradient = gradient.contiguous()
         transposed = weight.to(rows.dtype).t()
         of_rows = functional.linear(gradient, ctx.pack(transposed) if ctx.transposable else transposed)
         return of_rows, (gradient.t() @ rows).to(weight.dtype), None, None
