@@ -32,9 +32,10 @@ class Arithmetic:
     stored_spacing: float = 0.0
 
 
-# Tensor cores align the terms of a sum and cut off what does not fit, so that their FP32 sums may lose 2^-23 of a result, twice
-# what rounding to nearest loses; the same factor of two is allowed for FP16 sums.
-_TENSOR_CORE_FP32 = 2.0**-23
+# Tensor cores align k terms and the sum so far with the largest of them, and cut off what does not fit 24 bits (Fasi, Higham,
+# Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021): n terms lose n + n / k times 2^-23 of the sum of their
+# magnitudes at most, no more than n times 2^-22. In FP16 a block is rounded once, by 2^-11; twice that for each term is allowed.
+_TENSOR_CORE_FP32 = 2.0**-22
 _TENSOR_CORE_FP16 = 2.0**-10
 # TF32 keeps 10 bits behind the leading one; how the others are lost is not documented, so that they may be cut off.
 _TF32 = 2.0**-10
