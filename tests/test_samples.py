@@ -70,9 +70,23 @@ def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
+def test_digits_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = masksparse("deploy", DIGITS / "int8.yaml", "--out", tmp_path / "out", timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((tmp_path / "out" / "validation.json").read_text())
+    assert report["verdict"] == "pass"
+    assert [layer["verdict"] for layer in report["layers"]] == ["pass"] * 11
+    # half a step of each grid, and next to nothing for the kernels
+    assert all(0.98 < layer["rounding_ratio"] <= 1 for layer in report["layers"])
+    checks = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert checks["kernels of the engine with exposed layers"] == checks["weights of the sparse plan"] == "pass"
+
+
+@pytest.mark.slow
 def test_digits_with_transposable_masks(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    result = masksparse("deploy", DIGITS / "transposable.yaml", "--out", tmp_path / "out", timeout=300)
+    result = masksparse("deploy", DIGITS / "transposable.yaml", "--until", "bake", "--out", tmp_path / "out", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     learned = json.loads((tmp_path / "out" / "learn.json").read_text())
     assert (learned["pattern"], learned["method"], len(learned["layers"])) == ("T2:4", "transposable + batch norm", 10)

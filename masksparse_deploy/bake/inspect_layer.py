@@ -147,8 +147,9 @@ def _judge_claim(layer: WeightedLayer, claim: _Claim, census: Census, drift: tup
     channels = layer.weight.shape[layer.group_axis] if layer.weight.ndim > layer.group_axis else 0
     if channels % pattern.m or channels == 0:
         return "broken claim", f"annotated {pattern}, but {_channels(channels)}: not a multiple of {pattern.m}"
-    outputs = layer.weight.shape[layer.output_axis]
-    if pattern.transposable and (outputs % pattern.m or layer.output_axis == layer.group_axis):
+    output_axis = min(layer.output_axis, layer.weight.ndim - 1)
+    outputs = layer.weight.shape[output_axis]
+    if pattern.transposable and (outputs % pattern.m or output_axis == layer.group_axis):
         return "broken claim", f"annotated {pattern}, but {_channels(outputs, 'output')}: not a multiple of {pattern.m}"
     if census.violation_count:
         return "broken claim", f"annotated {pattern}, but {drift[0]} (changed after baking?)"

@@ -209,6 +209,31 @@ def test_claims_that_cannot_be_or_are_not(model: onnx.ModelProto, axis: int, why
     assert layer.why.startswith(why)
 
 
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("Conv", ()),
+        ("Conv", (8,)),
+        ("Conv", (8, 8)),
+        ("Conv", (0, 8, 1, 1)),
+        ("Conv", (8, 0, 1, 1)),
+        ("Conv", (8, 8, 1, 1, 1)),
+        ("ConvTranspose", (8,)),
+        ("ConvTranspose", (8, 8, 1, 1)),
+        ("Gemm", ()),
+        ("Gemm", (8,)),
+        ("MatMul", ()),
+        ("MatMul", (2, 2, 8, 8)),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1, 7])
+def test_claims_on_weights_of_any_shape_are_judged(op: str, shape: tuple[int, ...], axis: int) -> None:
+    graph = parse_graph(annotated(one_layer(op, weights(*shape), x=["n", 8, 4, 4]), "T2:4", axis).SerializeToString(), name="x")
+    report = lint_graph(graph, name="x", transposable=True)
+    assert report.layers[0].state == ("not eligible" if (shape, axis) == ((0, 8, 1, 1), 1) else "broken claim")
+    assert not report.ok
+
+
 def test_a_batch_of_matrices_has_its_outputs_on_the_last_axis() -> None:
     weight = np.stack([transposed(weights(8, 12, seed=seed)) for seed in range(3)])
     layer = layer_of(report_of(annotated(one_layer("MatMul", weight, x=["n", 3, 5, 8]), "T2:4", 1)), "layer")
