@@ -122,5 +122,6 @@ class _Prepared:
 
 
 def _key(kernel: Array, geometry: tuple[object, ...]) -> str:
-    content = f"{_VERSION} {kernel.shape} {geometry}".encode() + np.ascontiguousarray(kernel).tobytes()
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256(f"{_VERSION} {kernel.shape} {geometry}".encode())
+    digest.update(np.ascontiguousarray(kernel).data)
+    return digest.hexdigest()

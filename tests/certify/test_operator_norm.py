@@ -1,6 +1,6 @@
 """Operator norms: power iteration <= exact <= bound, over random geometries; bounds that are too small are caught.
 
-MASKSPARSE_NORM_CASES sets how many random convolutions are tried.
+MASKSPARSE_NORM_CASES sets how many random convolutions are tried; many want pytest's --timeout=0 as well.
 """
 
 import math

@@ -72,8 +72,14 @@ def grid_slack(taps: Sequence[int], cells: Sequence[int]) -> float:
 
 
 def symbol_at(kernel: Array, *, cell: Sequence[int], cells: Sequence[int]) -> Array:
-    """F at 2 pi cell / cells, complex128 (out_channels, in_channels), of a `kernel` (out_channels, in_channels, *taps)."""
-    symbol = kernel.astype(np.complex128)
+    """F at 2 pi cell / cells, (out_channels, in_channels), of a `kernel` (out_channels, in_channels, *taps).
+
+    It is float64 where the frequency is zero, else complex128.
+    """
+    if not any(cell):
+        total: Array = kernel.sum(axis=tuple(range(2, kernel.ndim)))
+        return total
+    symbol = kernel
     for place, count in zip(reversed(cell), reversed(cells), strict=True):
         symbol = symbol @ np.exp(2j * np.pi * place / count * np.arange(symbol.shape[-1]))
     return symbol

@@ -10,7 +10,7 @@ import pytest
 
 from masksparse_deploy.certify.norms import eigenvalue
 from masksparse_deploy.certify.norms.eigenvalue import cholesky_deficits, largest_eigenvalue, singular_value_from_below
-from masksparse_deploy.certify.norms.symbol import _gram_batches, gram_rounding
+from masksparse_deploy.certify.norms.symbol import _gram_batches, gram_rounding, symbol_at
 
 Array = npt.NDArray[Any]
 
@@ -114,6 +114,13 @@ def exact_gram(kernel: Array, row: int, column: int) -> Array:
     symbol = np.einsum("oirs,rs->oi", kernel.astype(np.longdouble), phases)
     gram: Array = np.einsum("oi,oj->ij", symbol.conj(), symbol)
     return gram
+
+
+def test_a_symbol_is_the_entry_of_the_discrete_fourier_transform() -> None:
+    kernel = np.random.default_rng(0).standard_normal((3, 4, 2, 3))
+    transform = np.fft.ifftn(kernel, (5, 6), axes=(2, 3), norm="forward")
+    for cell in ((0, 0), (1, 0), (4, 5)):
+        np.testing.assert_allclose(symbol_at(kernel, cell=cell, cells=(5, 6)), transform[:, :, cell[0], cell[1]], atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", [(5, 7), (60, 40), (40, 60)])
