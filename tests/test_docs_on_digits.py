@@ -89,3 +89,17 @@ def test_sparse_training_from_the_checkpoint_and_from_scratch(folder: Path) -> N
         assert accuracies["sparse-training"] > 0.97
         assert accuracies["transposable"] < 0.6
     assert (folder / "model.safetensors").read_bytes() == dense
+
+
+@pytest.mark.slow
+def test_fitting_kept_weights(folder: Path) -> None:
+    (line,) = commands_of("adaprune.md")
+    assert run(shlex.split(line)[1:]) == 0
+    learned = json.loads((folder / "out" / "adaprune" / "learn.json").read_text())
+    right = {entry["method"]: entry["correct"] / entry["total"] for entry in learned["accuracies"]}
+    # The page has 18.4, 97.5, 69.6 and 99.0 %.
+    assert right["magnitude"] < 0.3 < 0.5 < right["adaprune"]
+    assert learned["method"] == "adaprune + batch norm"
+    assert right["adaprune + batch norm"] > 0.98 > 0.9 < right["magnitude + batch norm"]
+    masks = read_mask_set(folder / "out" / "adaprune" / "masks.safetensors")
+    assert len(masks.weights) == len(masks.layers) == 10

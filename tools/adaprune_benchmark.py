@@ -56,12 +56,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ridge", type=float, default=MaskOptions().ridge)
     parser.add_argument("--steps", type=int, default=1000, help="of the gradient descent")
     parser.add_argument("--zeros", type=float, default=0.0, help="fraction of weights that the source lacks")
+    parser.add_argument("--train-count", type=int, default=50_000)
     parser.add_argument("--test-count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
 
     prepare = load_factory("cifar10_acceptance:prepare", Path(__file__).parent)
-    path = prepare(options.data, options.out, MaskOptions(), network=options.network, test_count=options.test_count)
+    counts = {"train_count": options.train_count, "test_count": options.test_count}
+    path = prepare(options.data, options.out, MaskOptions(), network=options.network, **counts)
     config = DeployConfig.model_validate(yaml.safe_load(path.read_text()))
     model = load_model(config.model, options.out)
     train, test = read_split(config.data, "train", options.out), read_split(config.data, "test", options.out)

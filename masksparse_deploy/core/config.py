@@ -87,7 +87,9 @@ class MaskOptions(Options):
     checkpoint_steps: int = _option(1000, "save the state of learning after so many steps, and after every epoch", gt=0)
     tensorboard: bool = _option(False, "write the course of learning for TensorBoard, into the folder tensorboard")
     recalibrate: bool | None = _option(
-        None, "estimate batch-norm statistics again after learning; default: if that helps validation images, or with gumbel"
+        None,
+        "estimate batch-norm statistics again after learning; default: if that helps validation images; without any, always "
+        "with gumbel, and with adaprune if answers to training images come closer to the dense network's",
     )
     calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
     mask_steps: int = _option(40, "with sparse-training, choose the masks anew after so many steps", gt=0)

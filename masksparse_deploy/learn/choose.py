@@ -84,7 +84,7 @@ def _learned(methods: Methods, count: Count, method: Method | WeightMethod, *, p
     name = method + (PERMUTATION if permuted else "")
     learned = Candidate(name, methods.run(methods.sparsifier(method), permuted=permuted))
     asked = methods.options.recalibrate
-    # Without images to decide on, only statistics of masks drawn at random, and those of the dense network, are sure to gain.
+    # Without images to decide on, only statistics of masks drawn at random are sure to gain; of fitted weights see below.
     wanted = methods.options.batch_norm and (methods.may_decide or method in ("gumbel", "adaprune")) if asked is None else asked
     if not (wanted and methods.has_batch_norm):
         return [learned]
@@ -92,6 +92,9 @@ def _learned(methods: Methods, count: Count, method: Method | WeightMethod, *, p
     if asked is None and methods.may_decide:
         # Of equals, the statistics that were learned with stay.
         return sorted([recalibrated, learned], key=count)
+    if asked is None and method == "adaprune":
+        # A fit that holds the outputs' means needs none; what the answers to the training images say takes no labels.
+        return sorted([recalibrated, learned], key=lambda candidate: -methods.divergence(candidate.outcome))
     return [learned, recalibrated]
 
 

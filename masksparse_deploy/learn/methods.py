@@ -20,12 +20,14 @@ from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.batch_norm import batch_norms
 from masksparse_deploy.learn.dynamic.sparse_training import SparseTraining
 from masksparse_deploy.learn.eligibility import EligibleLayer
+from masksparse_deploy.learn.evaluation import compute_logits, substitutes
 from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.magnitude import Magnitude
 from masksparse_deploy.learn.permutation.apply import check_unchanged, permute
 from masksparse_deploy.learn.permutation.find import find_permutations
 from masksparse_deploy.learn.permuted import Permuted
 from masksparse_deploy.learn.reestimated import Reestimated
+from masksparse_deploy.learn.sensitivity import mean_divergence
 from masksparse_deploy.learn.sparsifier import Given, Outcome, Sparsifier
 
 __all__ = ["CHECKPOINT", "TENSORBOARD", "Methods", "WeightMethod"]
@@ -176,6 +178,20 @@ class Methods:
         """What `sparsifier` finds for the network, in the new channel order if `permuted`."""
         chosen = Permuted(inner=sparsifier, permutations=self.permutations) if permuted else sparsifier
         return chosen.sparsify(self.model, self.layers, self.train)
+
+    def divergence(self, outcome: Outcome) -> float:
+        """How far answers are from the dense network's (`mean_divergence`), on calibration images as they are."""
+        chosen = np.random.default_rng(self.options.seed).permutation(len(self.train))[: self.options.calibration_count]
+        images = Samples(self.train.images[chosen])
+        network = permute(self.model, outcome.permutations) if outcome.permutations else self.model
+        replaced = substitutes(network, outcome.masks, outcome.statistics, outcome.weights)
+        dense, masked = (
+            compute_logits(
+                network, images, state, batch_size=self.options.batch_size, device=self.device, progress=self.progress
+            )
+            for state in ({}, replaced)
+        )
+        return mean_divergence(dense, masked)
 
     def recalibrated(self, outcome: Outcome) -> Outcome:
         """Known masks with batch-norm statistics estimated again."""

@@ -208,10 +208,18 @@ class TestMethods:
         choice = decide({}, method=method, pattern=TRANSPOSABLE, batch_norm=False)
         assert names(choice.tried) == ["transposable + batch norm", "magnitude", "transposable"]
 
-    def test_new_statistics_come_with_fitted_weights_in_any_case(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("divergence_of_new", "last"), [(0.1, "adaprune + batch norm"), (0.3, "adaprune"), (0.2, "adaprune")]
+    )
+    def test_statistics_of_fitted_weights_are_those_that_answer_like_the_dense_network(
+        self, monkeypatch: pytest.MonkeyPatch, divergence_of_new: float, last: str
+    ) -> None:
         monkeypatch.setattr(Methods, "adaprune", lambda self: _Learned())
         monkeypatch.setattr(Methods, "sparse_training", lambda self: _Learned())
-        assert names(decide({}, method="adaprune", may_decide=False).tried)[-2:] == ["adaprune", "adaprune + batch norm"]
+        monkeypatch.setattr(Methods, "divergence", lambda self, outcome: divergence_of_new if outcome.statistics else 0.2)
+        tried = names(decide({}, method="adaprune", may_decide=False).tried)
+        assert set(tried[-2:]) == {"adaprune", "adaprune + batch norm"}
+        assert tried[-1] == last
         # Those of sparse training were learned along.
         assert names(decide({}, method="sparse-training", may_decide=False).tried)[-1] == "sparse-training"
         counts = {"adaprune": 800, "adaprune + batch norm": 799}

@@ -334,4 +334,4 @@ def test_sparse_training_without_labels_is_refused_before_the_baselines(folder: 
         run(folder, MASK.model_copy(update={"method": "sparse-training"}), progress=lambda text, *_: seen.append(text))
     assert seen == []
     # Fitting needs none.
-    assert run(folder, MASK.model_copy(update={"method": "adaprune"})).method == "adaprune + batch norm"
+    assert run(folder, MASK.model_copy(update={"method": "adaprune"})).method.startswith("adaprune")

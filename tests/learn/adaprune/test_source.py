@@ -10,6 +10,7 @@ from masksparse_deploy.learn.adaprune import choose_kept, pattern_for_source
 from masksparse_deploy.learn.eligibility import EligibleLayer, survey_layers
 from masksparse_deploy.learn.probe import probe_model
 from tests.models.tiny_cnn import TinyCnn, tiny_cnn
+from tests.requirements import REPOSITORY
 
 
 def by_enumeration(p: float, m: int, confidence: float) -> int:
@@ -34,6 +35,18 @@ def test_examples() -> None:
     assert choose_kept(0.7, 8, confidence=0.94) == 4
     assert choose_kept(0.0, 8) == 8
     assert choose_kept(1.0, 8) == 1
+
+
+def test_the_table_of_the_page_is_what_is_chosen() -> None:
+    page = (REPOSITORY / "docs" / "adaprune.md").read_text(encoding="utf-8")
+    head, *rows = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith(("| zeros", "| auto"))
+    )
+    assert len(rows) == 3
+    for name, *patterns in rows:
+        m = int(name.removeprefix("auto:"))
+        kept = [choose_kept(float(cell.rstrip(" %")) / 100, m) for cell in head[1:]]
+        assert patterns == ["dense" if n == m else f"{n}:{m}" for n in kept]
 
 
 def emptied(fractions: tuple[float, ...]) -> tuple[TinyCnn, tuple[EligibleLayer, ...]]:
