@@ -231,3 +231,20 @@ def test_the_chosen_layers_keep_the_budget_and_none_that_fits_is_left_out(
 )
 def test_points_as_images(points: float, total: int, expected: int) -> None:
     assert allowed_loss(points, total) == expected
+
+
+def test_layers_are_selected_for_transposable_masks(folder: Path) -> None:
+    selection = run(folder, mask=MASK.model_copy(update={"pattern": "T2:4"}))
+    assert selection.pattern == "T2:4"
+    # "free" has only weights that 2:4 keeps, in columns that T2:4 does not.
+    assert selection.chosen == ("mild",)
+    asked = MASK.model_copy(update={"method": "transposable", "assignment": f"out/{SELECTION}"})
+    report = learn(UNEVEN, DATA, asked, folder=folder, out=folder / "learned")
+    assert [(layer.name, layer.pattern) for layer in report.layers] == [("mild", "T2:4")]
+    run(folder, out="plain")
+    with pytest.raises(
+        UsageError, match=r"pattern 2:4, mask\.pattern is T2:4; run 'masksparse select' again with --pattern T2:4"
+    ):
+        learn(
+            UNEVEN, DATA, asked.model_copy(update={"assignment": f"plain/{SELECTION}"}), folder=folder, out=folder / "learned"
+        )
