@@ -13,6 +13,7 @@ __all__ = ["best_tiles_by_prices"]
 _STAGES = (((1, 1.0), (3, 1.3)), ((2, 1.4),), ((2, 1.5),), ((2, 1.5),), ((3, 1.5), (1, 1.0)))
 # Weights that are worked on at once: few enough to stay in the processor's cache, many enough for NumPy's calls not to count.
 _BLOCK = 2**18
+_STRIP = 2**13
 
 _Stage = tuple[tuple[int, float], ...]
 _Floats = npt.NDArray[np.floating]
@@ -79,4 +80,10 @@ def _balanced(magnitudes: _Floats, prices: _Floats, n: int) -> _Booleans:
 
 
 def _tiles_last(magnitudes: _Floats) -> _Floats:
-    return np.ascontiguousarray(magnitudes.transpose(1, 2, 0))
+    """(tiles, m, m) as a contiguous (m, m, tiles), copied in strips that fit the innermost cache."""
+    count, m, _ = magnitudes.shape
+    flat, turned = magnitudes.reshape(count, m * m), np.empty((m * m, count), dtype=magnitudes.dtype)
+    size = max(1, _STRIP // m**2)
+    for first in range(0, count, size):
+        turned[:, first : first + size] = flat[first : first + size].T
+    return turned.reshape(m, m, count)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from masksparse_deploy.learn.transposable.augment import LARGEST_MAGNITUDE, LARGEST_PRICE, balance
+from masksparse_deploy.learn.transposable.augment import LARGEST_MAGNITUDE, LARGEST_PRICE, _apart, _flip, balance
 from tests.learn.transposable.tiles import assert_exactly_n, best_sums_by_trying_all, kept_sums
 
 STARTS = ("zero", "random", "high", "low", "torn")
@@ -44,3 +44,22 @@ def test_the_prices_at_the_end_prove_the_choice(n: int, m: int, prices: str, lar
     assert (surplus[~keep] <= 0).all()
     # The bound by which no intermediate sum exceeds 63 bits.
     assert max(abs(rows).max(), abs(columns).max()) <= (m + 10) * LARGEST_MAGNITUDE
+
+
+def test_of_paths_from_one_source_one_is_taken() -> None:
+    # m = 2, so that lines are row 0, row 1, column 0, column 1. In the first tile both columns are reached from row 0; in the
+    # second, column 0 from row 0 and column 1 from row 1; in the third, column 1 by way of column 0 and row 1.
+    parents = np.array([[-1, -1, -1], [-1, -1, 0], [0, 0, 0], [0, 1, 1]])
+    ends = np.zeros((4, 3), dtype=np.bool_)
+    ends[2:] = True
+    node, tile = _apart(ends, parents)
+    assert sorted(zip(tile.tolist(), node.tolist(), strict=True)) == [(0, 2), (1, 2), (1, 3), (2, 2)]
+
+
+def test_a_path_keeps_and_gives_up_in_turn() -> None:
+    keep = np.array([[True, False], [True, False]])[:, :, None]
+    # Column 1 from row 1, row 1 from column 0, column 0 from row 0, the source.
+    parents = np.array([[-1], [0], [0], [1]])
+    keep[0, 0] = False
+    _flip(keep, parents, np.array([3]), np.array([0]))
+    assert keep[:, :, 0].tolist() == [[True, False], [False, True]]
