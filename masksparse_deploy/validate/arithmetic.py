@@ -34,7 +34,7 @@ class Arithmetic:
 
 # Tensor cores align k terms and the sum so far with the largest of them, and cut off what does not fit 24 bits (Fasi, Higham,
 # Mikaitis, Pranesh: Numerical behavior of NVIDIA tensor cores, 2021): n terms lose n + n / k times 2^-23 of the sum of their
-# magnitudes at most, no more than n times 2^-22. In FP16 a block is rounded once, by 2^-11; twice that for each term is allowed.
+# magnitudes at most, no more than n times 2^-22. In FP16 a block is rounded once, by 2^-11; each term is allowed twice that.
 _TENSOR_CORE_FP32 = 2.0**-22
 _TENSOR_CORE_FP16 = 2.0**-10
 # TF32 keeps 10 bits behind the leading one; how the others are lost is not documented, so that they may be cut off.
