@@ -54,8 +54,8 @@ class NMPattern:
         match = re.fullmatch(r"\s*(T?)(\d+)\s*:\s*(\d+)\s*", text)
         if match is None:
             raise UsageError(
-                f"pattern {text!r} is not of the form N:M, N kept of every M weights; for example 2:4, or T2:4 for transposable "
-                "masks"
+                f"pattern {text!r} is not of the form N:M, N kept of every M weights; for example 2:4, or T2:4 for "
+                "transposable masks"
             )
         return cls(n=int(match[2]), m=int(match[3]), transposable=bool(match[1]))
 
