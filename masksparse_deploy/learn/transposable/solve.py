@@ -25,7 +25,7 @@ from masksparse_deploy.learn.transposable.tiles import from_tiles, tiles_of
 __all__ = ["Solution", "Solver", "solve_tiles", "transposable_mask"]
 
 Solver = Literal["exact", "enumeration", "flow", "greedy", "two-approximation", "entropy"]
-# Weights between two reports of progress; the working memory is some ten times their size.
+# Weights between two reports of progress: the working memory is below 40 MiB, however many there are.
 _BLOCK = 2**21
 
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 from typing import Any, cast
 
 import numpy as np
@@ -103,6 +104,16 @@ def test_blocks_are_solved_alike_and_told_of(monkeypatch: pytest.MonkeyPatch) ->
     told: list[tuple[str, int, int]] = []
     assert (solve_tiles(tiles, 4, progress=lambda *now: told.append(now)).keep == at_once).all()
     assert told == [("transposable masks", done, 25) for done in (10, 20, 25)]
+
+
+@pytest.mark.parametrize("solver", ["exact", "greedy"])
+def test_working_memory_does_not_grow_with_the_weights(solver: Solver) -> None:
+    tiles = np.zeros((2**22 // 64, 8, 8), dtype=np.float32)  # ties: the exact solver needs most
+    tracemalloc.start()
+    solve_tiles(tiles, 4, solver=solver)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes - tiles.size < 40 * 2**20  # a mask has one byte for each weight
 
 
 def test_the_weights_stay_as_they_are() -> None:
