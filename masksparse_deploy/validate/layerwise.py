@@ -94,10 +94,12 @@ def _worse(worst: _Worst, found: Deviations) -> _Worst:
         worst = replace(worst, unbounded=True)
     for deviation, bound_terms, measured_terms in _samples(found):
         bound = bound_terms.mask + bound_terms.rounding + bound_terms.quantization
-        if np.isfinite(bound) and deviation / bound > worst.ratio:
+        # both are 0 for a sample that an INT8 layer makes nothing of
+        ratio = deviation / bound if bound > 0 else float("inf") if deviation > 0 else 0.0
+        if ratio > worst.ratio:
             worst = replace(
                 worst,
-                ratio=deviation / bound,
+                ratio=ratio,
                 deviation=deviation,
                 bound=bound,
                 bound_terms=bound_terms,
@@ -107,13 +109,13 @@ def _worse(worst: _Worst, found: Deviations) -> _Worst:
 
 
 def _samples(found: Deviations) -> Iterator[tuple[float, DeviationTerms, DeviationTerms]]:
-    """For each sample the deviation from the dense layer, its bound in parts, and what was measured of each part."""
+    """For each sample with a bound: the deviation from the dense layer, its bound in parts, and what was measured of each."""
     for index, deviation in enumerate(found.deviation.tolist()):
-        terms = [
-            DeviationTerms(**{name: float(values[index]) for name, values in parts.items()})
-            for parts in (found.bounds, found.measured)
-        ]
-        yield deviation, terms[0], terms[1]
+        bound, measured = (
+            {name: float(values[index]) for name, values in parts.items()} for parts in (found.bounds, found.measured)
+        )
+        if np.isfinite(list(bound.values())).all():
+            yield deviation, DeviationTerms(**bound), DeviationTerms(**measured)
 
 
 def _deviation(pair: LayerPair, worst: _Worst, kernel: Kernel) -> LayerDeviation:

@@ -16,11 +16,12 @@ from masksparse_deploy.core.config import CertifyOptions, EngineOptions
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.model import Graph
-from masksparse_deploy.graph.reader import read_graph
+from masksparse_deploy.graph.reader import read_graph, weighted_layers
 from masksparse_deploy.validate.deployed import check_weights
 from masksparse_deploy.validate.kernels import check_kernels, layer_kernels
 from masksparse_deploy.validate.layers import LayerPair, exposed_tensors, layer_pairs
 from masksparse_deploy.validate.layerwise import compare_layers
+from masksparse_deploy.validate.units import unit_of
 from tests.models.make_int8 import INT8_MASKED, int8_images, int8_pair
 from tests.validate.deployment import set_constant
 
@@ -181,3 +182,29 @@ def test_other_images_than_those_of_the_calibration_are_clamped_and_stay_within(
     sound, _ = signed.compare(tmp_path)
     plain = [layer.bound_terms.quantization for layer in sound.values() if layer.bound_terms is not None]
     assert all(more > less for more, less in zip(quantization, plain, strict=True))
+
+
+def test_samples_of_which_nothing_is_left_are_within(signed: Files, tmp_path: Path) -> None:
+    # every weight and bias 0, in both files: outputs, deviations and their bounds are all 0
+    def nothing(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith((".weight", ".bias")):
+                set_constant(model, tensor.name, np.zeros_like)
+
+    for name in ("dense", "sparse"):
+        model = onnx.load(signed.folder / f"{name}.onnx")
+        nothing(model)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    dense, sparse = (read_graph(tmp_path / f"{name}.onnx") for name in ("dense", "sparse"))
+    bounds = [
+        pair.bound.model_copy(update={"difference_norm": 0.0, "dense_norm": 0.0, "bias_difference": 0.0})
+        for pair in signed.pairs
+    ]
+    pairs = tuple(
+        LayerPair(bound=bound, dense=unit_of(dense, one), sparse=unit_of(sparse, other))
+        for bound in bounds
+        for one, other in zip(weighted_layers(dense), weighted_layers(sparse), strict=True)
+        if one.node.name == bound.node
+    )
+    layers, _ = Files(folder=tmp_path, sparse=sparse, pairs=pairs).compare(tmp_path)
+    assert {(layer.verdict, layer.deviation, layer.deviation_bound) for layer in layers.values()} == {("pass", 0.0, 0.0)}
