@@ -32,7 +32,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert "LOADED []" in result.stderr, result.stderr
 
 
-@pytest.mark.parametrize("part", ["core", "graph", "engine", "profiling", "certify", "validate", "report"])
+@pytest.mark.parametrize("part", ["core", "graph", "engine", "profiling", "certify", "checker", "validate", "report"])
 def test_the_part_imports_without_torch(part: str) -> None:
     code = BLOCK_TORCH + (
         "import importlib, pkgutil\n"
