@@ -3,8 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
+import numpy as np
+
+from masksparse_deploy.core.artifacts.document import Verdict
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation
+from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.validate.arithmetic import Kernel, kernel_of
 from masksparse_deploy.validate.layers import LayerPair
 from masksparse_deploy.validate.rounding_int8 import overflow
@@ -24,8 +28,20 @@ def layer_kernels(pairs: tuple[LayerPair, ...], engine: EngineArtifact) -> dict[
     return kernels
 
 
-def check_kernels(deployed: EngineArtifact, exposed: EngineArtifact, pairs: tuple[LayerPair, ...]) -> Check:
-    """Whether the engine that returns its layers computes them with the kernels of the deployed one, by their names."""
+def check_kernels(
+    deployed: EngineArtifact,
+    exposed: EngineArtifact,
+    pairs: tuple[LayerPair, ...],
+    plans: tuple[Graph | None, Graph | None] = (None, None),
+) -> Check:
+    """Whether the engine that returns its layers computes them as the deployed one: kernels by name, constants by value.
+
+    Args:
+        deployed: the engine that is judged.
+        exposed: one built anew from the same file, which returns its layers.
+        pairs: the layers.
+        plans: of the two engines, where they can be read back.
+    """
     nodes = [pair.bound.node for pair in pairs]
     tactics = [{node: layer.tactic for layer in engine.layers for node in layer.onnx_nodes} for engine in (deployed, exposed)]
     others = [node for node in nodes if tactics[0].get(node) != tactics[1].get(node)]
@@ -37,13 +53,19 @@ def check_kernels(deployed: EngineArtifact, exposed: EngineArtifact, pairs: tupl
         )
     elif unnamed:
         detail = f"the engine names no kernel for {', '.join(unnamed)}"
+    verdict: Verdict = "inconclusive" if others or unnamed else "pass"
+    changed = _changed_constants(*plans)
+    if changed:
+        # another version of the runtime may prepare constants in another way
+        verdict = "fail" if deployed.versions == exposed.versions else "inconclusive"
+        detail = f"the deployed plan holds other numbers than one built anew from the same file: {', '.join(changed)}"
     return Check(
         name="kernels of the engine with exposed layers",
-        measured=float(len(others)),
+        measured=float(len(changed) if changed else len(others)),
         bound=None,
         tolerance=0.0,
-        unit="layers",
-        verdict="inconclusive" if others or unnamed else "pass",
+        unit="constants" if changed else "layers",
+        verdict=verdict,
         detail=detail,
         decides=False,
     )
@@ -58,3 +80,11 @@ def doubts(layers: tuple[LayerDeviation, ...], kernels: Mapping[str, Kernel]) ->
             name = kernel.arithmetic.name if kernel.arithmetic is not None else ""
             reasons[layer.node] = kernel.doubt or f"its sums in {name} may be larger than the format holds"
     return reasons
+
+
+def _changed_constants(deployed: Graph | None, exposed: Graph | None) -> list[str]:
+    """Names of constants that both plans have with different values."""
+    if deployed is None or exposed is None:
+        return []
+    both = deployed.constants.keys() & exposed.constants.keys()
+    return sorted(name for name in both if not np.array_equal(deployed.constants[name], exposed.constants[name]))

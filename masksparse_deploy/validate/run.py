@@ -216,4 +216,7 @@ def _layer_checks(
         against="the engine of the same file that returns its layers too",
         tolerance=reference_tolerance(sparse.engine.precision),
     )
-    return [same, check_kernels(sparse.engine, engine, pairs), layerwise_gate(layers, doubts(layers, kernels), gates)], layers
+    engines = (sparse.engine, sparse.engine_path), (engine, out / f"{LAYERS_ENGINE}.engine.json")
+    plans = read_plan_graph(*engines[0]), read_plan_graph(*engines[1])
+    kept = check_kernels(sparse.engine, engine, pairs, plans)
+    return [same, kept, layerwise_gate(layers, doubts(layers, kernels), gates)], layers

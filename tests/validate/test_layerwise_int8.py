@@ -114,6 +114,23 @@ def test_the_kernels_are_the_deployed_ones(unsigned: Files, tmp_path: Path) -> N
     assert "conv1 (Conv instead of QLinearConv)" in check.detail
 
 
+@pytest.mark.parametrize("name", ["conv1.out.scale", "conv1.out.zero"])
+def test_a_plan_with_another_grid_is_found(unsigned: Files, tmp_path: Path, name: str) -> None:
+    engines = [
+        BACKEND.build(unsigned.folder / "sparse.onnx", tmp_path, OPTIONS, name=stem, expose=names)
+        for stem, names in (("deployed", ()), ("layers", exposed_tensors(unsigned.pairs, unsigned.sparse)))
+    ]
+    model = onnx.load(tmp_path / engines[0].plan)
+    scaled(name, 1.01)(model) if name.endswith("scale") else shifted(name)(model)
+    onnx.save(model, tmp_path / engines[0].plan)
+    plans = read_graph(tmp_path / engines[0].plan), read_graph(tmp_path / engines[1].plan)
+    check = check_kernels(engines[0], engines[1], unsigned.pairs, plans)
+    assert (check.verdict, check.measured) == ("fail", 1.0)
+    assert check.detail.endswith(f"other numbers than one built anew from the same file: {name}")
+    older = engines[0].model_copy(update={"versions": {"onnxruntime": "1.0"}})
+    assert check_kernels(older, engines[1], unsigned.pairs, plans).verdict == "inconclusive"
+
+
 def one_weight(name: str) -> Change:
     def change(levels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         index = np.unravel_index(np.abs(levels.astype(int)).argmax(), levels.shape)
