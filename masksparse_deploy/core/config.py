@@ -91,7 +91,7 @@ class MaskOptions(Options):
         "estimate batch-norm statistics again after learning; default: if that helps validation images; without any, always "
         "with gumbel, and with adaprune if answers to training images come closer to the dense network's",
     )
-    calibration_count: int = _option(2000, "training images for batch-norm statistics", gt=0)
+    calibration_count: int = _option(2000, "training images for batch-norm statistics, and for adaprune", gt=0)
     mask_steps: int = _option(40, "with sparse-training, choose the masks anew after so many steps", gt=0)
     reconstruction: Literal["closed-form", "iterative"] = _option(
         "closed-form", "how adaprune fits the kept weights to the dense layer's outputs"
