@@ -8,7 +8,7 @@ from masksparse_deploy.checker import texts
 from masksparse_deploy.checker.claim import Evidence, check_claim
 from masksparse_deploy.checker.compare import equal
 from masksparse_deploy.checker.document import CertificateRecord, LayerRecord
-from masksparse_deploy.checker.findings import Finding, Status
+from masksparse_deploy.checker.findings import Finding, Status, verdict
 from masksparse_deploy.checker.recursion import missing_rules
 from masksparse_deploy.checker.rules import NoRuleError
 from masksparse_deploy.checker.samples import HYBRID, NORMS, RESIDUALS, Propagated
@@ -31,7 +31,7 @@ def check_claims(record: CertificateRecord, sources: Sources) -> list[Finding]:
     if findings[0].status == "wrong":  # each name decides what is checked
         return findings
     setting = sources.setting(record.grid)
-    findings += [_smallest(record), *_unsupported(record, sources)]
+    findings += [_smallest(record), _same_samples(record), *_unsupported(record, sources)]
     run, obstacle = _run(record, sources)
     evidence = Evidence(
         certificate=record,
@@ -52,6 +52,21 @@ def _smallest(certificate: CertificateRecord) -> Finding:
     bounds.pop(texts.LAYERWISE, None)
     found = min(bounds, key=lambda name: bounds[name], default=None)
     return equal(_SUBJECT, "smallest", certificate.smallest, found)
+
+
+def _same_samples(record: CertificateRecord) -> Finding:
+    """Whether all claims that measured something did so on equally many samples, and only those name a number."""
+    counts = {claim.sample_count for claim in record.claims if claim.measured is not None}
+    idle = {claim.sample_count for claim in record.claims if claim.measured is None} - {None}
+    consistent = len(counts) <= 1 and None not in counts and not idle
+    named = [claim.sample_count for claim in record.claims]
+    return Finding(
+        subject=_SUBJECT,
+        what="samples of the claims",
+        status=verdict(consistent),
+        recorded=None if consistent else named,
+        reason="" if consistent else "not the same wherever something was measured",
+    )
 
 
 def _unsupported(record: CertificateRecord, sources: Sources) -> list[Finding]:
