@@ -107,7 +107,7 @@ def layerwise_claim(layers: Sequence[LayerBound], gains: Mapping[str, Array]) ->
         bound=worst.difference_norm,
         unit="output l2 per input l2",
         method="operator norms of K - K~: the smallest of bounds (a), (b) and (c) of docs/bounds.md",
-        assumptions=(_EXACT, _NORMS, "Norms are computed in float64 and enlarged by a relative 1e-9 for their rounding."),
+        assumptions=(_EXACT, _NORMS, "Norms are computed in float64, and their rounding is part of them."),
         status="useful",
         detail=detail,
         measured=worst_measured,
