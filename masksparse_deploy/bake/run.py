@@ -88,6 +88,7 @@ def bake(
         )
     require_calibration(options, calibration, example_shape)
     trained = _trained_weights(dense_model, masks)
+    _require_places(dense_model, masks)
     new = {**trained, **{name: masks.weights[name] for name in masks.layers.keys() & masks.weights.keys()}}
     make_folder(out)
     steps = 6
@@ -161,6 +162,22 @@ def _trained_weights(model: "nn.Module", masks: MaskSet) -> dict[str, Array]:
     return {name: parameters[name].detach().cpu().numpy() for name in masks.layers}
 
 
+def _require_places(model: "nn.Module", masks: MaskSet) -> None:
+    """Refuse statistics and weights that the network has no place for."""
+    kinds: tuple[tuple[str, str, Mapping[str, Array], dict[str, Any]], ...] = (
+        ("statistics", "buffer", masks.statistics, dict(model.named_buffers())),
+        ("new weight", "parameter", masks.weights, dict(model.named_parameters())),
+    )
+    for what, kind, values, tensors in kinds:
+        for name, value in values.items():
+            if name not in tensors or tuple(tensors[name].shape) != value.shape:
+                found = f"has shape {tuple(tensors[name].shape)} there" if name in tensors else "is not in the model"
+                raise ArtifactError(
+                    f"{what} {name} of the mask set, shape {value.shape}: the {kind} {found}; the masks were made for "
+                    "another model: run 'masksparse learn' again"
+                )
+
+
 def _in_stored_axes(model: ir.Model, masks: MaskSet) -> MaskSet:
     """The masks as the exporter stored their weights; a linear layer's may be transposed."""
     fitted = {mask.weight_name: mask for mask in fit_masks(model, masks).values()}
@@ -193,17 +210,8 @@ def _graphs(models: Sequence[onnx.ModelProto]) -> Iterator[Graph]:
 def _with_new_values(model: "nn.Module", masks: MaskSet) -> Iterator[None]:
     """Lend the network the mask set's batch-norm statistics and weights; not every network can be copied."""
     torch: Any = require("torch", needed_for="exporting to ONNX")
-    buffers, parameters = dict(model.named_buffers()), dict(model.named_parameters())
-    kinds = (("statistics", "buffer", masks.statistics, buffers), ("new weight", "parameter", masks.weights, parameters))
-    for what, kind, values, tensors in kinds:
-        for name, value in values.items():
-            if name not in tensors or tuple(tensors[name].shape) != value.shape:
-                found = f"has shape {tuple(tensors[name].shape)} there" if name in tensors else "is not in the model"
-                raise ArtifactError(
-                    f"{what} {name} of the mask set, shape {value.shape}: the {kind} {found}; the masks were made for "
-                    "another model: run 'masksparse learn' again"
-                )
-    lent = [(tensors[name], value) for _, _, values, tensors in kinds for name, value in values.items()]
+    tensors = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    lent = [(tensors[name], value) for name, value in {**masks.statistics, **masks.weights}.items()]
     own = [tensor.detach().clone() for tensor, _ in lent]
     try:
         with torch.no_grad():
