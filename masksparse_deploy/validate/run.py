@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from masksparse_deploy.core.artifacts.attribution import Attribution
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
@@ -12,6 +13,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.graph.evaluate import unsupported_operators
+from masksparse_deploy.validate.attribution import attribute
 from masksparse_deploy.validate.conformal import calibration_samples, deviation_quantile
 from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
@@ -32,6 +34,7 @@ from masksparse_deploy.validate.outputs import (
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
 from masksparse_deploy.validate.survival import check_survival, survival
+from masksparse_deploy.validate.variants import make_variants
 from masksparse_deploy.validate.verdict import overall_verdict
 
 __all__ = ["validate"]
@@ -93,6 +96,7 @@ def validate(
     checks.append(check_finite(dense.outputs, sparse.outputs))
     progress("validate", 1, _STEPS)
     layers: tuple[LayerDeviation, ...] = ()
+    attribution: Attribution | None = None
     # NaN cannot be compared with anything, and its check has failed already
     if checks[-1].verdict == "pass":
         checks += _reference_checks(dense, sparse, has_probe=probe is not None)
@@ -101,7 +105,9 @@ def validate(
         progress("validate", 3, _STEPS)
         checks += _claim_checks(dense, sparse, certificate)
         progress("validate", 4, _STEPS)
-        found, layers = _layer_checks(dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress)
+        found, layers, attribution = _layer_checks(
+            dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress
+        )
         checks += found
     progress("validate", 5, _STEPS)
     calibration = calibration_samples(len(samples), gates)
@@ -124,6 +130,7 @@ def validate(
         verdict=overall_verdict(checks),
         survival=survived,
         deviation=deviation,
+        attribution=attribution,
     )
 
 
@@ -188,11 +195,11 @@ def _layer_checks(
     sparse_onnx: Path,
     out: Path,
     progress: Progress,
-) -> tuple[list[Check], tuple[LayerDeviation, ...]]:
+) -> tuple[list[Check], tuple[LayerDeviation, ...], Attribution | None]:
     """Build an engine of the same file that also returns the changed layers, and compare them."""
     pairs = layer_pairs(dense.graph, sparse.graph, certificate)
     if not pairs:
-        return [layerwise_gate((), {}, gates)], ()
+        return [layerwise_gate((), {}, gates)], (), None
     backend = get_backend(sparse.engine.backend)
     exposed = exposed_tensors(pairs, sparse.graph)
     engine = backend.build(sparse_onnx, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
@@ -209,6 +216,15 @@ def _layer_checks(
             progress=progress,
         )
         outputs = session.run(images)[session.output_names[0]]
+        attribution = attribute(
+            session,
+            pairs,
+            make_variants(dense.graph, sparse.graph),
+            images,
+            sparse.outputs[: len(images)],
+            input_name=input_name,
+            progress=progress,
+        )
     same = check_outputs(
         "deployed engine against the one with exposed layers",
         sparse.outputs[: len(images)],
@@ -219,4 +235,4 @@ def _layer_checks(
     engines = (sparse.engine, sparse.engine_path), (engine, out / f"{LAYERS_ENGINE}.engine.json")
     plans = read_plan_graph(*engines[0]), read_plan_graph(*engines[1])
     kept = check_kernels(sparse.engine, engine, pairs, plans)
-    return [same, kept, layerwise_gate(layers, doubts(layers, kernels), gates)], layers
+    return [same, kept, layerwise_gate(layers, doubts(layers, kernels), gates)], layers, attribution

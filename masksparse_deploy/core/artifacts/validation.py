@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from masksparse_deploy.core.artifacts.attribution import Attribution
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record, Verdict
 from masksparse_deploy.core.artifacts.survival import LayerSurvival
 
@@ -111,3 +112,4 @@ class ValidationReport(Document):
     verdict: Verdict
     survival: tuple[LayerSurvival, ...] = ()
     deviation: DeviationQuantile | None = None
+    attribution: Attribution | None = None
