@@ -33,10 +33,12 @@ from masksparse_deploy.graph.reader import parse_graph
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["DENSE_NAME", "PROBE_NAME", "REPORT_NAME", "SPARSE_NAME", "bake"]
+__all__ = ["DENSE_NAME", "PROBE_NAME", "REPORT_NAME", "SPARSE_NAME", "UNCONVERTED_NAMES", "bake"]
 
 DENSE_NAME = "dense.onnx"
 SPARSE_NAME = "sparse.onnx"
+# Both networks before they are converted to a reduced precision: what the validate stage tells its losses by.
+UNCONVERTED_NAMES = ("dense.fp32.onnx", "sparse.fp32.onnx")
 PROBE_NAME = "probe.safetensors"
 REPORT_NAME = "bake.json"
 
@@ -67,7 +69,8 @@ def bake(
         options: opset and precision.
         example_shape: (channels, height, width) of one image.
         source_sha256: fingerprint of the network's state dict.
-        out: folder for dense.onnx, sparse.onnx, probe.safetensors and, last, bake.json.
+        out: folder for dense.onnx, sparse.onnx, probe.safetensors and, last, bake.json; of a reduced precision also for
+            dense.fp32.onnx and sparse.fp32.onnx, the networks before their conversion.
         probe_images: float32 (count, channels, height, width), a handful.
         calibration: likewise, more of them: what ranges and scales of reduced precisions are measured on; INT8 needs them.
         progress: told how far the work is.
@@ -119,6 +122,11 @@ def bake(
         for proto, own in zip(protos, (None, stored), strict=True)
     ]
     files = [conversion.model.SerializeToString(deterministic=True) for conversion in conversions]
+    unconverted: dict[str, bytes] = {}
+    if options.precision != "fp32":
+        unconverted = {
+            name: proto.SerializeToString(deterministic=True) for name, proto in zip(UNCONVERTED_NAMES, protos, strict=True)
+        }
     dense_graph, sparse_graph = _graphs([conversion.model for conversion in conversions])
     layers = verify_converted(dense_graph, sparse_graph, stored, options.precision)
     progress("reference outputs", 4, steps)
@@ -128,8 +136,9 @@ def bake(
         forward(dense_model, probe_images, {**masks.statistics, **masks.weights, **masked(new, masks)}),
     )
     progress("writing", 5, steps)
-    for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), (PROBE_NAME, probe)):
+    for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), *unconverted.items(), (PROBE_NAME, probe)):
         write_atomic(out / name, data)
+    fp32_digests = [sha256_bytes(unconverted[name]) if name in unconverted else None for name in UNCONVERTED_NAMES]
     report = BakeReport(
         dense_sha256=sha256_bytes(files[0]),
         sparse_sha256=sha256_bytes(files[1]),
@@ -142,6 +151,8 @@ def bake(
         weights_updated=bool(masks.weights),
         layers=with_checkpoints(exported, layers, stored, new_weights),
         skipped=masks.skipped,
+        dense_fp32_sha256=fp32_digests[0],
+        sparse_fp32_sha256=fp32_digests[1],
         ranges=conversions[1].ranges,
         remarks=conversions[1].remarks,
         padded=padding.layers,

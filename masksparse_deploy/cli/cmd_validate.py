@@ -11,6 +11,7 @@ from masksparse_deploy.cli.terminal import emit, shown_progress
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import EngineOptions, Gates
+from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.samples import Samples
 
 __all__ = ["command"]
@@ -24,6 +25,8 @@ __all__ = ["command"]
 @input_option("--certificate", "The certificate of the two files.")
 @input_option("--probe", "probe.safetensors: outputs of the PyTorch models, written by 'masksparse bake'.", required=False)
 @input_option("--bake-report", "bake.json, written by 'masksparse bake': where each layer's sparsity was seen.", required=False)
+@input_option("--dense-fp32", "The dense network before its conversion, dense.fp32.onnx of 'masksparse bake'.", required=False)
+@input_option("--sparse-fp32", "The sparse one, sparse.fp32.onnx; the two tell what a precision costs.", required=False)
 @with_test_samples
 @with_options(Gates, "gates")
 @with_options(EngineOptions, "engine_options", only=("batch", "threads"))
@@ -37,6 +40,8 @@ def command(
     certificate: Path,
     probe: Path | None,
     bake_report: Path | None,
+    dense_fp32: Path | None,
+    sparse_fp32: Path | None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -46,6 +51,8 @@ def command(
     """Hold the sparse engine's outputs against reference, bound and gates; exit code 0 only for pass."""
     from masksparse_deploy.validate.run import validate
 
+    if (dense_fp32 is None) != (sparse_fp32 is None):
+        raise UsageError("only one of --dense-fp32 and --sparse-fp32 was given; give both files, or none")
     with shown_progress() as progress:
         report = validate(
             dense_engine=dense_engine,
@@ -55,6 +62,7 @@ def command(
             certificate=Certificate.read(certificate),
             probe=probe,
             baked=None if bake_report is None else BakeReport.read(bake_report),
+            unconverted=None if dense_fp32 is None or sparse_fp32 is None else (dense_fp32, sparse_fp32),
             samples=samples,
             gates=gates,
             engine_options=engine_options,

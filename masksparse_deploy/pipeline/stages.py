@@ -13,6 +13,9 @@ from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, report_fol
 
 __all__ = ["STAGES", "Stage"]
 
+# What the bake stage writes besides, in a reduced precision: the networks before their conversion.
+_UNCONVERTED = ("dense.fp32.onnx", "sparse.fp32.onnx")
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,6 +71,11 @@ def _bake_inputs(job: Job) -> dict[str, Any]:
         # FP32 needs no images to measure ranges on.
         "calibration": source_digest(job.config.data.train, job.folder) if job.config.bake.precision != "fp32" else "",
     }
+
+
+def _bake_outputs(job: Job) -> tuple[str, ...]:
+    names = ("dense.onnx", "sparse.onnx", "probe.safetensors", "bake.json")
+    return names if job.config.bake.precision == "fp32" else (*names, *_UNCONVERTED)
 
 
 def _bake(job: Job, progress: Progress) -> None:
@@ -166,7 +174,9 @@ def _certify(job: Job, progress: Progress) -> None:
 
 
 def _validate_inputs(job: Job) -> dict[str, Any]:
-    engines, models = ("dense.engine.json", "sparse.engine.json"), ("dense.onnx", "sparse.onnx")
+    engines, models = ["dense.engine.json", "sparse.engine.json"], ["dense.onnx", "sparse.onnx"]
+    if job.config.bake.precision != "fp32":
+        models += _UNCONVERTED
     files = (*engines, *models, "certificate.json", "probe.safetensors", "bake.json")
     return {
         "files": {name: job.digest(name) for name in files},
@@ -189,6 +199,7 @@ def _validate(job: Job, progress: Progress) -> None:
         certificate=Certificate.read(job.out / "certificate.json"),
         probe=job.out / "probe.safetensors",
         baked=BakeReport.read(job.out / "bake.json"),
+        unconverted=None if job.config.bake.precision == "fp32" else (job.out / _UNCONVERTED[0], job.out / _UNCONVERTED[1]),
         samples=job.test,
         gates=job.config.gates,
         engine_options=job.config.engine,
@@ -214,7 +225,7 @@ def _fixed(*names: str) -> Callable[[Job], tuple[str, ...]]:
 
 STAGES = (
     Stage("learn", _fixed("masks.safetensors", "learn.json"), _learn_inputs, _learn),
-    Stage("bake", _fixed("dense.onnx", "sparse.onnx", "probe.safetensors", "bake.json"), _bake_inputs, _bake),
+    Stage("bake", _bake_outputs, _bake_inputs, _bake),
     Stage("build", _build_outputs, _build_inputs, _build),
     Stage("profile", _fixed("profile.json"), _profile_inputs, _profile),
     Stage("certify", _fixed("certificate.json"), _certify_inputs, _certify),

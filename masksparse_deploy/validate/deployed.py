@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Verdict
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
@@ -13,11 +14,11 @@ from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.plans import read_plan
 from masksparse_deploy.graph.model import Graph, WeightedLayer
-from masksparse_deploy.graph.reader import parse_graph, weighted_layers
+from masksparse_deploy.graph.reader import parse_graph, read_graph, weighted_layers
 from masksparse_deploy.validate.biases import bias_step
 from masksparse_deploy.validate.plan_layers import layer_in_plan, plan_layers
 
-__all__ = ["check_weights", "read_plan_graph", "require_chain"]
+__all__ = ["check_weights", "read_plan_graph", "read_unconverted", "require_chain"]
 
 
 def require_chain(
@@ -40,6 +41,24 @@ def require_chain(
                 f"{statement} another {name} ONNX file: recorded digest {digest}, the file's digest is {graph.sha256}; "
                 f"run 'masksparse {stage}' again"
             )
+
+
+def read_unconverted(paths: tuple[Path, Path], baked: BakeReport | None) -> tuple[Graph, Graph]:
+    """The dense and the sparse network before their conversion to a reduced precision.
+
+    Raises:
+        ArtifactError: a file is damaged, or not the one that the bake stage wrote with the others.
+        UsageError: a file is missing.
+    """
+    dense, sparse = (read_graph(path) for path in paths)
+    recorded = (None, None) if baked is None else (baked.dense_fp32_sha256, baked.sparse_fp32_sha256)
+    for path, graph, digest in zip(paths, (dense, sparse), recorded, strict=True):
+        if digest is not None and digest != graph.sha256:
+            raise ArtifactError(
+                f"{path} is another file than 'masksparse bake' wrote: recorded digest {digest}, the file's digest is "
+                f"{graph.sha256}; run 'masksparse bake' again"
+            )
+    return dense, sparse
 
 
 def read_plan_graph(engine: EngineArtifact, engine_path: Path) -> Graph | None:

@@ -13,9 +13,10 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.graph.evaluate import unsupported_operators
+from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.validate.attribution import attribute
 from masksparse_deploy.validate.conformal import calibration_samples, deviation_quantile
-from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, require_chain
+from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, read_unconverted, require_chain
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.kernels import check_kernels, doubts, layer_kernels
@@ -53,6 +54,7 @@ def validate(
     certificate: Certificate,
     probe: Path | None,
     baked: BakeReport | None = None,
+    unconverted: tuple[Path, Path] | None = None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -69,6 +71,8 @@ def validate(
         certificate: proved bounds about the two files.
         probe: images with PyTorch's outputs, from the bake stage; None where there are none.
         baked: the report of the bake stage; None leaves what only it can tell of the layers' sparsity unchecked.
+        unconverted: the dense and the sparse ONNX file before they were converted to a reduced precision, which tell what that
+            cost; without them the weights of the two files count as exact.
         samples: labelled images for accuracy; the first ones also for the references.
         gates: what the user demands.
         engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
@@ -84,6 +88,7 @@ def validate(
     dense = read_deployed("dense", dense_onnx, dense_engine, samples, engine_options.threads)
     sparse = read_deployed("sparse", sparse_onnx, sparse_engine, samples, engine_options.threads)
     require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate)
+    networks = None if unconverted is None else read_unconverted(unconverted, baked)
     for network in (dense, sparse):
         require_classes(network.outputs, samples.labels)
     dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
@@ -106,7 +111,7 @@ def validate(
         checks += _claim_checks(dense, sparse, certificate)
         progress("validate", 4, _STEPS)
         found, layers, attribution = _layer_checks(
-            dense, sparse, certificate, gates, engine_options, sparse_onnx, out, progress
+            dense, sparse, certificate, gates, engine_options, sparse_onnx, networks, out, progress
         )
         checks += found
     progress("validate", 5, _STEPS)
@@ -193,6 +198,7 @@ def _layer_checks(
     gates: Gates,
     options: EngineOptions,
     sparse_onnx: Path,
+    unconverted: tuple[Graph, Graph] | None,
     out: Path,
     progress: Progress,
 ) -> tuple[list[Check], tuple[LayerDeviation, ...], Attribution | None]:
@@ -219,7 +225,7 @@ def _layer_checks(
         attribution = attribute(
             session,
             pairs,
-            make_variants(dense.graph, sparse.graph),
+            make_variants(dense.graph, sparse.graph, unconverted),
             images,
             sparse.outputs[: len(images)],
             input_name=input_name,

@@ -83,6 +83,9 @@ class BakeReport(Document):
 
     `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
+    `dense_fp32_sha256` and `sparse_fp32_sha256` are of both networks before their conversion, where they were written beside
+    the files of a reduced precision.
+
     `ranges` tell what reduced precision costs each layer of the sparse file, measured on the images with the fingerprint
     `calibration_sha256` (None: without images); `remarks` are what of it a user should know. Both are empty with FP32.
     """
@@ -103,6 +106,8 @@ class BakeReport(Document):
     layers: tuple[BakedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
     padded: tuple[PaddedLayer, ...] = ()
+    dense_fp32_sha256: str | None = None
+    sparse_fp32_sha256: str | None = None
     ranges: tuple[LayerRange, ...] = ()
     remarks: tuple[str, ...] = ()
 
