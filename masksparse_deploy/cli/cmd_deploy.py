@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from masksparse_deploy.cli.junit import JunitFile, junit_option
 from masksparse_deploy.cli.options import json_option
 from masksparse_deploy.cli.render import (
     bake_lines,
@@ -30,6 +31,7 @@ from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
 from masksparse_deploy.pipeline.run import StageResult, run_chain
 from masksparse_deploy.pipeline.stages import STAGES
+from masksparse_deploy.report.junit import StageTime
 
 __all__ = ["command"]
 
@@ -38,8 +40,9 @@ __all__ = ["command"]
 @click.argument("config", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: that of the configuration]")
 @click.option("--until", type=click.Choice([stage.name for stage in STAGES]), help="Stop after this stage, without a verdict.")
+@junit_option
 @json_option
-def command(config: Path, out: Path | None, until: str | None, as_json: bool) -> int:
+def command(config: Path, out: Path | None, until: str | None, junit: Path | None, as_json: bool) -> int:
     """Run the whole chain of CONFIG, a YAML file, and give the verdict; exit code 0 only for pass.
 
     Stages whose inputs have not changed are not run again; an interrupted run goes on where it stopped.
@@ -66,11 +69,12 @@ def command(config: Path, out: Path | None, until: str | None, as_json: bool) ->
         lines = _lines(job, result.stage) if result.status == "done" else ["unchanged"]
         terminal.print(stage_row(result.stage, lines, result.seconds))
 
-    with shown_progress() as progress:
+    with JunitFile(junit) as checks, shown_progress() as progress:
         results = run_chain(job, until=until, on_result=show, progress=progress)
-    if len(results) < len(STAGES):
-        return 0
-    report = ValidationReport.read(job.out / "validation.json")
+        if len(results) < len(STAGES):
+            return 0
+        report = ValidationReport.read(job.out / "validation.json")
+        checks.write(report, [StageTime(result.stage, result.seconds, result.status) for result in results])
     emit(report, as_json, verdict_line(report, str(job.out / "report.html")))
     return 0 if report.verdict == "pass" else 1
 

@@ -31,6 +31,7 @@ VERBS = {
     "profile": "Time the sparse engine against its dense twin.",
     "certify": "Prove how far masking can move the outputs.",
     "validate": "Hold the engine's outputs against reference, bound and gates.",
+    "gate": "Judge a finished run by the gates of a file, for CI.",
     "report": "One HTML page from the artifacts of a folder.",
     "doctor": "Which backends work on this machine, and why not.",
 }

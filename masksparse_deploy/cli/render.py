@@ -19,6 +19,7 @@ from masksparse_deploy.core.patterns import NMPattern
 __all__ = [
     "bake_lines",
     "certify_lines",
+    "check_lines",
     "doctor_table",
     "engine_lines",
     "learn_lines",
@@ -184,10 +185,15 @@ def validate_lines(report: ValidationReport) -> list[str]:
         lines.append(_deviation_line(report.deviation))
     if report.survival:
         lines.append(survival_line(report.survival))
-    for check in report.checks:
-        if check.verdict != "pass":
-            lines.append(f"[{_COLOURS[check.verdict]}]{check.verdict}[/] {escape(check.name)}: {escape(check.detail)}")
+    lines += [line for check, line in zip(report.checks, check_lines(report), strict=True) if check.verdict != "pass"]
     return lines
+
+
+def check_lines(report: ValidationReport) -> list[str]:
+    """Every check, with its verdict and what it rests on."""
+    return [
+        f"[{_COLOURS[check.verdict]}]{check.verdict}[/] {escape(check.name)}: {escape(check.detail)}" for check in report.checks
+    ]
 
 
 def _deviation_line(found: DeviationQuantile) -> str:

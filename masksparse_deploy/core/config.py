@@ -16,6 +16,7 @@ __all__ = [
     "Options",
     "ProfileOptions",
     "SelectOptions",
+    "UpdateOptions",
 ]
 
 LARGEST_SEED = 2**32 - 1
@@ -157,12 +158,36 @@ class CertifyOptions(Options):
     reuse_norms: bool = _option(True, "keep the norms in a file beside the certificate and take them from there next time")
 
 
+class UpdateOptions(Options):
+    """New weights under the same masks."""
+
+    statistics: Literal["auto", "reestimate", "keep", "checkpoint"] = _option(
+        "auto",
+        "batch-norm statistics of the sparse network: estimated again on training images, kept as the mask set has them, or "
+        "those of the new checkpoint; auto: estimated again if the mask set has any",
+    )
+    growth: float = _option(0.1, "share by which the old bounds may grow within the budget", gt=0)
+    relearn_points: float = _option(
+        2.0, "learn masks again once what they keep of the weights' norm, over the best masks', has fallen so many points", ge=0
+    )
+
+
 class Gates(Options):
     """What the user demands before deployment."""
 
     accuracy_drop_points: float = _option(1.0, "largest accuracy drop on the test set, in percentage points", ge=0)
     flip_rate: float = _option(0.05, "largest share of test images whose top-1 changes", ge=0, le=1)
     layerwise_violations: int = _option(0, "layers that may leave their bound", ge=0)
+    latency_ratio: float | None = _option(
+        None, "smallest speedup, the dense engine's time over the sparse engine's; default: any", gt=0
+    )
+    sparse_layers: int | None = _option(None, "fewest masked layers that must run a sparse tactic; default: any number", ge=1)
+    sparse_layer_share: float | None = _option(
+        None, "smallest share of the masked layers that must run a sparse tactic; default: any", gt=0, le=1
+    )
+    certified_share: float | None = _option(
+        None, "smallest share of the certificate's samples whose class is proved to stay; default: any", gt=0, le=1
+    )
     require_interval: bool = _option(False, "the ends of the confidence intervals must meet the gates too")
     confidence: float = _option(0.95, "coverage of the intervals", gt=0.5, lt=1)
     conformal_confidence: float = _option(

@@ -177,7 +177,9 @@ def _validate_inputs(job: Job) -> dict[str, Any]:
     engines, models = ["dense.engine.json", "sparse.engine.json"], ["dense.onnx", "sparse.onnx"]
     if job.config.bake.precision != "fp32":
         models += _UNCONVERTED
-    files = (*engines, *models, "certificate.json", "probe.safetensors", "bake.json")
+    files = [*engines, *models, "certificate.json", "probe.safetensors", "bake.json"]
+    if job.config.gates.latency_ratio is not None:  # only this gate reads the times, which are others in every run
+        files.append("profile.json")
     return {
         "files": {name: job.digest(name) for name in files},
         "test": _test_inputs(job),
@@ -189,6 +191,7 @@ def _validate_inputs(job: Job) -> dict[str, Any]:
 def _validate(job: Job, progress: Progress) -> None:
     from masksparse_deploy.core.artifacts.baking import BakeReport
     from masksparse_deploy.core.artifacts.certificate import Certificate
+    from masksparse_deploy.core.artifacts.timing import ProfileReport
     from masksparse_deploy.validate.run import validate
 
     report = validate(
@@ -200,6 +203,7 @@ def _validate(job: Job, progress: Progress) -> None:
         probe=job.out / "probe.safetensors",
         baked=BakeReport.read(job.out / "bake.json"),
         unconverted=None if job.config.bake.precision == "fp32" else (job.out / _UNCONVERTED[0], job.out / _UNCONVERTED[1]),
+        profile=ProfileReport.read(job.out / "profile.json"),
         samples=job.test,
         gates=job.config.gates,
         engine_options=job.config.engine,

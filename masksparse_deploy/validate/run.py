@@ -7,6 +7,7 @@ import numpy as np
 from masksparse_deploy.core.artifacts.attribution import Attribution
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
+from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.progress import Progress, silent
@@ -17,6 +18,7 @@ from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.validate.attribution import attribute
 from masksparse_deploy.validate.conformal import calibration_samples, deviation_quantile
 from masksparse_deploy.validate.deployed import check_weights, read_plan_graph, read_unconverted, require_chain
+from masksparse_deploy.validate.engine_gates import engine_gates
 from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise_gate
 from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.kernels import check_kernels, doubts, layer_kernels
@@ -55,6 +57,7 @@ def validate(
     probe: Path | None,
     baked: BakeReport | None = None,
     unconverted: tuple[Path, Path] | None = None,
+    profile: ProfileReport | None = None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -73,6 +76,7 @@ def validate(
         baked: the report of the bake stage; None leaves what only it can tell of the layers' sparsity unchecked.
         unconverted: the dense and the sparse ONNX file before they were converted to a reduced precision, which tell what that
             cost; without them the weights of the two files count as exact.
+        profile: times of the two engines, for the gate of the speedup; None leaves that gate undecided.
         samples: labelled images for accuracy; the first ones also for the references.
         gates: what the user demands.
         engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
@@ -123,6 +127,14 @@ def validate(
     decided = ~calibration if gates.conformal_separate else np.ones(len(samples), dtype=np.bool_)
     accuracy = compare_accuracy(classes[decided], sparse.outputs.argmax(1)[decided], samples.labels[decided], gates.confidence)
     checks += [check_above_chance(classes, samples.labels), accuracy_gate(accuracy, gates), flip_gate(accuracy, gates)]
+    checks += engine_gates(
+        gates,
+        layers=survived,
+        dense_engine_sha256=dense.engine.digest,
+        sparse_engine=sparse.engine,
+        certificate=certificate,
+        profile=profile,
+    )
     progress("validate", _STEPS, _STEPS)
     return ValidationReport(
         sparse_engine_sha256=sparse.engine.digest,

@@ -6,7 +6,7 @@ import numpy as np
 
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
 from masksparse_deploy.core.artifacts.document import Verdict
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.engines import EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.survival import STAGES, LayerSurvival, StageState, SurvivalState
 from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError
@@ -80,19 +80,27 @@ def _survivals(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked:
             entry,
             converted=_counted(layer, pattern),
             in_engine=_unseen(layer, engine) if in_plan is None else _in_plan(layer, pattern, in_plan),
+            runs_sparse=_runs_sparse(layer, engine),
         )
     for node, entry in recorded.items():
         gone = StageState(state="missing", why=f"no operator {node} with a weight is in the file")
         in_engine = StageState(state="not checked", why="it is not in the file that the engine was built from")
-        yield _followed(entry.layer, NMPattern.parse(entry.pattern), entry, converted=gone, in_engine=in_engine)
+        pattern = NMPattern.parse(entry.pattern)
+        yield _followed(entry.layer, pattern, entry, converted=gone, in_engine=in_engine, runs_sparse=False)
 
 
 def _followed(
-    name: str, pattern: NMPattern, entry: BakedLayer | None, *, converted: StageState, in_engine: StageState
+    name: str,
+    pattern: NMPattern,
+    entry: BakedLayer | None,
+    *,
+    converted: StageState,
+    in_engine: StageState,
+    runs_sparse: bool | None,
 ) -> LayerSurvival:
     states = {**_recorded(entry), "converted": converted, "engine": in_engine}
     lost_at = next((stage for stage in STAGES if states[stage].state in ("broken", "missing")), None)
-    return LayerSurvival(layer=name, pattern=str(pattern), lost_at=lost_at, **states)
+    return LayerSurvival(layer=name, pattern=str(pattern), lost_at=lost_at, runs_sparse=runs_sparse, **states)
 
 
 def _recorded(entry: BakedLayer | None) -> Mapping[str, StageState]:
@@ -119,12 +127,24 @@ def _in_plan(layer: WeightedLayer, pattern: NMPattern, in_plan: tuple[WeightedLa
 
 def _unseen(layer: WeightedLayer, engine: EngineArtifact) -> StageState:
     """What can be said of a layer of an engine that does not give its weights back."""
-    kernel = next((entry for entry in engine.layers if layer.node.name in entry.onnx_nodes), None)
+    kernel = _kernel(layer, engine)
     if kernel is None or kernel.is_sparse is None:
         runs = "nor which kernel it runs"
     else:
         runs = f"it runs the {'sparse' if kernel.is_sparse else 'dense'} tactic {kernel.tactic}"
     return StageState(state="not checked", why=f"{engine.backend} does not show the weights; {runs}")
+
+
+def _runs_sparse(layer: WeightedLayer, engine: EngineArtifact) -> bool | None:
+    kernel = _kernel(layer, engine)
+    if kernel is not None:
+        return kernel.is_sparse
+    # Which entry computes the layer does not matter where every entry is known to be dense.
+    return False if engine.layers and all(entry.is_sparse is False for entry in engine.layers) else None
+
+
+def _kernel(layer: WeightedLayer, engine: EngineArtifact) -> EngineLayer | None:
+    return next((entry for entry in engine.layers if layer.node.name in entry.onnx_nodes), None)
 
 
 def _counted(layer: WeightedLayer, pattern: NMPattern) -> StageState:

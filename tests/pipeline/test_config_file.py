@@ -50,7 +50,11 @@ CASES = [
     ("engine.batch", "many", "engine.batch: input should be a valid integer, not 'many'"),
     ("engine.batch", 0, "engine.batch: input should be greater than 0, not 0"),
     ("engine.batch", True, "engine.batch: input should be a valid integer, not True"),
-    ("mask.method", "magic", "mask.method: input should be 'auto', 'magnitude', 'gumbel' or 'scores', not 'magic'"),
+    (
+        "mask.method",
+        "magic",
+        "mask.method: input should be 'auto', 'magnitude', 'gumbel', 'scores', 'transposable', 'adaprune' or 'sparse-training', not 'magic'",
+    ),
     ("mask.pattern", 124, 'mask.pattern: write the pattern in quotes, as "2:4"'),
     ("bake.opset", 13, "bake.opset: input should be 17, 18, 19, 20, 21, 22 or 23, not 13"),
     ("gates.flip_rate", float("nan"), "gates.flip_rate: input should be a finite number"),

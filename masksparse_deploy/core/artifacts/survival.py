@@ -37,7 +37,10 @@ class StageState(Record):
 
 
 class LayerSurvival(Record):
-    """One masked layer at the four checkpoints; `lost_at` is the first stage at which it was broken or missing, else None."""
+    """One masked layer at the four checkpoints; `lost_at` is the first stage at which it was broken or missing, else None.
+
+    `runs_sparse` tells whether a sparse tactic computes it in the engine; None where the runtime does not tell.
+    """
 
     layer: str
     pattern: str
@@ -46,6 +49,7 @@ class LayerSurvival(Record):
     converted: StageState
     engine: StageState
     lost_at: SurvivalStage | None
+    runs_sparse: bool | None = None
 
     def at(self, stage: SurvivalStage) -> StageState:
         """The state at `stage`."""
