@@ -28,7 +28,7 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import require_images, unsupported_operators
 from masksparse_deploy.graph.twins import masked_layers
 
-__all__ = ["certify", "certify_pair"]
+__all__ = ["ball_radius", "certify", "certify_pair"]
 
 _OVERFLOW = "The bound is beyond the largest 64-bit number: the network is too deep for it."
 
@@ -139,9 +139,7 @@ def _end_to_end_claims(
 
 
 def _data_free(pair: Pair, run: Propagation, samples: Samples, norms: NormCache) -> Claim:
-    flat = samples.images.reshape(len(samples), -1)
-    # for the printed radius, which the statement is about
-    radius = rounded_up(max(float(np.linalg.norm(image.astype(np.float64))) for image in flat))
+    radius = ball_radius(samples)
     try:
         bound = data_free_bound(pair, radius=radius, shapes=run.shapes, norms=norms)
     except NoRuleError as error:
@@ -149,6 +147,12 @@ def _data_free(pair: Pair, run: Propagation, samples: Samples, norms: NormCache)
     if not math.isfinite(bound):
         return inconclusive_claim(DATA_FREE, _OVERFLOW)
     return data_free_claim(bound, radius=radius, run=run, data_sha256=samples.digest)
+
+
+def ball_radius(samples: Samples) -> float:
+    """The l2 norm that no image exceeds, rounded up to the digits that statements show."""
+    flat = samples.images.reshape(len(samples), -1)
+    return rounded_up(max(float(np.linalg.norm(image.astype(np.float64))) for image in flat))
 
 
 def _per_sample(name: str, run: Propagation, data_sha256: str) -> Claim:

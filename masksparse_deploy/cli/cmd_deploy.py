@@ -7,26 +7,12 @@ import click
 
 from masksparse_deploy.cli.junit import JunitFile, junit_option
 from masksparse_deploy.cli.options import json_option
-from masksparse_deploy.cli.render import (
-    bake_lines,
-    certify_lines,
-    engine_lines,
-    learn_lines,
-    profile_lines,
-    stage_row,
-    validate_lines,
-    verdict_line,
-)
+from masksparse_deploy.cli.render import stage_row, verdict_line
+from masksparse_deploy.cli.stage_lines import stage_lines
 from masksparse_deploy.cli.terminal import console, emit, shown_progress
-from masksparse_deploy.core.artifacts.baking import BakeReport
-from masksparse_deploy.core.artifacts.certificate import Certificate
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
-from masksparse_deploy.core.artifacts.learning import LearnReport
-from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.launch import process_count
-from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
 from masksparse_deploy.pipeline.run import StageResult, run_chain
@@ -66,7 +52,7 @@ def command(config: Path, out: Path | None, until: str | None, junit: Path | Non
     def show(result: StageResult) -> None:
         if as_json or result.stage == "report":
             return
-        lines = _lines(job, result.stage) if result.status == "done" else ["unchanged"]
+        lines = stage_lines(job, result.stage) if result.status == "done" else ["unchanged"]
         terminal.print(stage_row(result.stage, lines, result.seconds))
 
     with JunitFile(junit) as checks, shown_progress() as progress:
@@ -77,20 +63,3 @@ def command(config: Path, out: Path | None, until: str | None, junit: Path | Non
         checks.write(report, [StageTime(result.stage, result.seconds, result.status) for result in results])
     emit(report, as_json, verdict_line(report, str(job.out / "report.html")))
     return 0 if report.verdict == "pass" else 1
-
-
-def _lines(job: Job, stage: str) -> list[str]:
-    """What a stage has found, read back from the artifact it wrote."""
-    out = job.out
-    if stage == "learn":
-        return learn_lines(LearnReport.read(out / "learn.json"))
-    if stage == "bake":
-        return bake_lines(BakeReport.read(out / "bake.json"))
-    if stage == "build":
-        _, choice = choose_backend(job.config.engine.backend)
-        return engine_lines(EngineArtifact.read(out / "sparse.engine.json"), choice)
-    if stage == "profile":
-        return profile_lines(ProfileReport.read(out / "profile.json"))
-    if stage == "certify":
-        return certify_lines(Certificate.read(out / "certificate.json"))
-    return validate_lines(ValidationReport.read(out / "validation.json"))

@@ -32,6 +32,7 @@ VERBS = {
     "certify": "Prove how far masking can move the outputs.",
     "validate": "Hold the engine's outputs against reference, bound and gates.",
     "gate": "Judge a finished run by the gates of a file, for CI.",
+    "update": "Put new weights under the masks that are there.",
     "report": "One HTML page from the artifacts of a folder.",
     "doctor": "Which backends work on this machine, and why not.",
 }

@@ -11,13 +11,14 @@ from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.pipeline.stamps import package_versions
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import write_report
 
-__all__ = ["REPORTED", "SELECTION", "report_folder"]
+__all__ = ["REPORTED", "SELECTION", "UPDATE", "report_folder"]
 
 # Every artifact that the report shows.
 REPORTED = (
@@ -30,8 +31,9 @@ REPORTED = (
     "validation.json",
 )
 
-# Shown as well where it lies in the folder; no stage of the chain writes it.
+# Shown as well where they lie in the folder; no stage of the chain writes them.
 SELECTION = "selection.json"
+UPDATE = "update.json"
 
 _D = TypeVar("_D", bound=Document)
 
@@ -55,6 +57,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
     inputs = ReportInputs(
         name=folder.resolve().name,
         selection=_read(LayerSelection, folder / SELECTION),
+        update=_read(UpdateReport, folder / UPDATE),
         learn=_read(LearnReport, folder / "learn.json"),
         bake=_read(BakeReport, folder / "bake.json"),
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),

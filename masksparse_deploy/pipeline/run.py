@@ -1,14 +1,14 @@
 """The whole chain, resumable: a stage whose inputs have not changed is not run again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.pipeline.job import Job
 from masksparse_deploy.pipeline.lock import exclusive
-from masksparse_deploy.pipeline.stages import STAGES
+from masksparse_deploy.pipeline.stages import STAGES, Stage
 from masksparse_deploy.pipeline.stamps import is_current, stage_key, write_stamp
 
 __all__ = ["StageResult", "run_chain"]
@@ -26,6 +26,7 @@ class StageResult:
 def run_chain(
     job: Job,
     *,
+    stages: Sequence[Stage] = STAGES,
     until: str | None = None,
     on_result: Callable[[StageResult], None] = lambda result: None,
     progress: Progress = silent,
@@ -37,6 +38,7 @@ def run_chain(
 
     Args:
         job: what to do and where.
+        stages: those of the whole chain by default.
         until: name of the last stage to run; all by default.
         on_result: called after each stage.
         progress: called while a stage works.
@@ -47,7 +49,7 @@ def run_chain(
     """
     results = []
     with exclusive(job.out):
-        for stage in STAGES:
+        for stage in stages:
             start = clock()
             key = stage_key(stage.name, stage.inputs(job))
             current = is_current(job.out, stage.name, key)

@@ -9,6 +9,7 @@ from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 
 __all__ = ["Provenance", "ReportInputs"]
@@ -38,10 +39,12 @@ class ReportInputs:
     Attributes:
         name: of the network or the job, for the title.
         selection: optional; the report is silent where there is none.
+        update: likewise.
     """
 
     name: str
     selection: LayerSelection | None = None
+    update: UpdateReport | None = None
     learn: LearnReport | None = None
     bake: BakeReport | None = None
     dense_engine: EngineArtifact | None = None

@@ -1,0 +1,34 @@
+"""What a stage of a chain has found, read back from the artifact it wrote."""
+
+from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, learn_lines, profile_lines, validate_lines
+from masksparse_deploy.core.artifacts.baking import BakeReport
+from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.timing import ProfileReport
+from masksparse_deploy.core.artifacts.validation import ValidationReport
+from masksparse_deploy.engine.select import choose_backend
+from masksparse_deploy.pipeline.job import Job
+
+__all__ = ["stage_lines"]
+
+
+def stage_lines(job: Job, stage: str) -> list[str]:
+    """The lines of a stage of `masksparse deploy` that has ended well.
+
+    Raises:
+        MasksparseError: its artifact is missing or damaged.
+    """
+    out = job.out
+    if stage == "learn":
+        return learn_lines(LearnReport.read(out / "learn.json"))
+    if stage == "bake":
+        return bake_lines(BakeReport.read(out / "bake.json"))
+    if stage == "build":
+        _, choice = choose_backend(job.config.engine.backend)
+        return engine_lines(EngineArtifact.read(out / "sparse.engine.json"), choice)
+    if stage == "profile":
+        return profile_lines(ProfileReport.read(out / "profile.json"))
+    if stage == "certify":
+        return certify_lines(Certificate.read(out / "certificate.json"))
+    return validate_lines(ValidationReport.read(out / "validation.json"))
