@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from masksparse_deploy.cli.render_attribution import attribution_lines
 from masksparse_deploy.cli.render_survival import survival_line
 from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport, PaddedLayer
 from masksparse_deploy.core.artifacts.certificate import Certificate
@@ -183,6 +184,8 @@ def validate_lines(report: ValidationReport) -> list[str]:
     ]
     if report.deviation is not None:
         lines.append(_deviation_line(report.deviation))
+    if report.attribution is not None:
+        lines += attribution_lines(report.attribution)
     if report.survival:
         lines.append(survival_line(report.survival))
     lines += [line for check, line in zip(report.checks, check_lines(report), strict=True) if check.verdict != "pass"]

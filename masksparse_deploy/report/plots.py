@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from masksparse_deploy.core.artifacts.attribution import PARTS, Attribution
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
@@ -17,6 +18,7 @@ from masksparse_deploy.report.formats import TIMES
 __all__ = [
     "Plot",
     "accuracy_plot",
+    "attribution_plot",
     "latency_plot",
     "layers_plot",
     "methods_plot",
@@ -25,6 +27,8 @@ __all__ = [
 ]
 
 DENSE, SPARSE, BOUND, BASELINE = "#7d8aa0", "#12978a", "#d9772b", "#8a6fd1"
+_WHOLE = "#c0396b"
+_PART_COLOURS = dict(zip(PARTS, (SPARSE, BASELINE, BOUND, DENSE), strict=True))
 
 _LABEL_CHARACTERS = 26
 _TWO_DECADES = 100
@@ -160,6 +164,52 @@ def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
         "layers",
         f"Measured deviation and proved bound of {len(layers)} changed layers; {within} are within their bound.",
         "l2 norm of the sample that comes closest to its layer's bound. The dot must stay left of the bar.",
+        figure,
+    )
+
+
+def attribution_plot(attribution: Attribution) -> Plot:
+    """For every changed layer, and the output first, what its deviation is made of, stacked, and the whole as a mark."""
+    rows = [] if attribution.output is None else [("the network's output", attribution.output)]
+    rows += [(layer.layer, layer.parts) for layer in attribution.layers]
+    names = [name for name, _ in rows]
+    data: list[dict[str, Any]] = []
+    for part in PARTS:
+        values = [100 * getattr(parts, part) for _, parts in rows]
+        label = part.replace("_", " ")
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": label,
+                "x": values,
+                "y": names,
+                "marker": {"color": _PART_COLOURS[part]},
+                "hovertemplate": "%{y}: %{x:.3g} %<extra>" + label + "</extra>",
+            }
+        )
+    data.append(
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": "whole deviation",
+            "x": [100 * parts.total for _, parts in rows],
+            "y": names,
+            "marker": {"color": _WHOLE, "size": 12, "symbol": "line-ns-open", "line": {"width": 3}},
+            "hovertemplate": "%{y}: %{x:.3g} %<extra>whole deviation</extra>",
+        }
+    )
+    figure = _figure(data, 26 * len(rows) + 150, x_title="% of the norm of the dense output", x={"rangemode": "tozero"})
+    figure["layout"].update({"barmode": "stack", "bargap": 0.3})
+    figure["layout"]["yaxis"].update(
+        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+    )
+    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    return Plot(
+        "attribution",
+        f"What the deviation of the output and of {len(attribution.layers)} changed layers is made of.",
+        "Each part is the step from one network to the next, in the order of the legend. The steps add up to the whole or "
+        "more, as they may cancel each other; another order would give other parts.",
         figure,
     )
 

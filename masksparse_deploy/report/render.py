@@ -14,6 +14,7 @@ from masksparse_deploy.report.inputs import ReportInputs
 from masksparse_deploy.report.plots import (
     Plot,
     accuracy_plot,
+    attribution_plot,
     latency_plot,
     layers_plot,
     methods_plot,
@@ -78,6 +79,8 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
         yield accuracy_plot(inputs.validation.accuracy)
         if inputs.validation.layers:
             yield layers_plot(inputs.validation.layers)
+        if inputs.validation.attribution is not None:
+            yield attribution_plot(inputs.validation.attribution)
     if inputs.learn is not None:
         yield methods_plot(inputs.learn)
     if inputs.selection is not None:

@@ -2,7 +2,7 @@ from masksparse_deploy.cli.render import certify_lines, learn_lines, validate_li
 from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
-from tests.report.artifacts import make_certificate, make_learn, make_survival, make_validation
+from tests.report.artifacts import make_attribution, make_certificate, make_learn, make_survival, make_validation
 
 DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
 MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)
@@ -41,6 +41,18 @@ def test_a_stage_that_was_left_out_says_why() -> None:
 def test_without_a_recipe_there_is_nothing_about_it() -> None:
     assert not any("recipe" in line or "reordered" in line for line in lines())
     assert "channels reordered in 7 tensors; the dense network computes the same" in lines(permutation_count=7)
+
+
+def test_the_parts_of_a_deviation() -> None:
+    text = validate_lines(make_validation())
+    assert (
+        "outputs 25.3 % from the dense ones: mask 25 %, new values 3.1 %, quantization 1.2 %, rounding 3.1e-05 % "
+        "(l2 of 64 samples; steps, in this order)" in text
+    )
+    assert "largest part of the deviation of 9 changed layers, on their own inputs: mask in 9" in text
+    hidden = make_attribution().model_copy(update={"output": None, "output_obstacle": "the reference does not cover [mod]"})
+    text = validate_lines(make_validation().model_copy(update={"attribution": hidden}))
+    assert r"what the deviation at the output is made of: not known, the reference does not cover \[mod]" in text
 
 
 def test_the_four_checkpoints_of_every_layer() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from masksparse_deploy.core.artifacts.attribution import Attribution, DeviationParts, LayerAttribution
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
 from masksparse_deploy.core.artifacts.certificate import (
     DATA_FREE,
@@ -442,6 +443,19 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
         verdict=verdict,
         survival=make_survival(),
         deviation=make_deviation(),
+        attribution=make_attribution(),
+    )
+
+
+def make_attribution() -> Attribution:
+    """Mostly mask, and a little of everything else."""
+    parts = DeviationParts(total=0.2531, mask=0.25, new_values=0.031, quantization=0.012, rounding=3.1e-7)
+    return Attribution(
+        sample_count=64,
+        reference="the dense network before it was converted to the precision of the file",
+        layers=tuple(LayerAttribution(layer=name, node=f"node_{name}", output_norm=12.5, parts=parts) for name, *_ in LAYERS),
+        output_norm=31.4,
+        output=parts,
     )
 
 

@@ -13,6 +13,7 @@ from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import REPORT_NAME, render_report, write_report
 from tests.report.artifacts import (
     STAGES,
+    make_attribution,
     make_engine,
     make_inputs,
     make_learn,
@@ -153,6 +154,7 @@ def test_text_from_outside_cannot_become_markup():
         plots.speedup_plot(make_profile()),
         plots.layers_plot(make_validation().layers),
         plots.accuracy_plot(make_validation().accuracy),
+        plots.attribution_plot(make_attribution()),
         plots.methods_plot(make_learn()),
         plots.sensitivity_plot(make_selection()),
     ],
@@ -174,6 +176,27 @@ def test_a_layer_without_deviation_is_drawn_by_its_bound_only():
     layer = make_validation().layers[0].model_copy(update={"deviation": 0.0, "tightness": None})
     figure = plots.layers_plot([layer]).figure
     assert [trace["x"] for trace in figure["data"]] == [[], [None], [layer.deviation_bound]]
+
+
+def test_the_parts_of_a_deviation_are_shown_with_their_order():
+    text = _text(render_report(make_inputs()))
+    assert "What the deviation is made of Measured, not proved, on 64 samples" in text
+    assert "output 31.4 0.253 0.25 0.031 0.012 3.10" in text
+    figure = plots.attribution_plot(make_attribution()).figure
+    assert [trace["name"] for trace in figure["data"]] == ["mask", "new values", "quantization", "rounding", "whole deviation"]
+    assert figure["data"][0]["x"] == [25.0] * 10 and figure["layout"]["barmode"] == "stack"
+    # they may cancel each other, but never be less than the whole
+    assert sum(trace["x"][0] for trace in figure["data"][:4]) >= figure["data"][4]["x"][0]
+
+
+def test_an_output_that_cannot_be_evaluated_is_told():
+    changes = {"output": None, "output_norm": None, "output_obstacle": "the float64 reference does not cover <Mod>"}
+    found = make_attribution().model_copy(update=changes)
+    text = _text(render_report(make_inputs(validation=make_validation().model_copy(update={"attribution": found}))))
+    assert "Not known of the output : the float64 reference does not cover <Mod>." in text
+    assert len(plots.attribution_plot(found).figure["data"][0]["x"]) == 9
+    without = make_validation().model_copy(update={"attribution": None})
+    assert "What the deviation is made of" not in _text(render_report(make_inputs(validation=without)))
 
 
 def test_the_plot_of_sensitivities_tells_masked_from_dense_layers():
