@@ -40,15 +40,14 @@ def junit_xml(report: ValidationReport, *, seconds: float, stages: Sequence[Stag
         stages: those of the chain that ran before, each a test case with its own time.
     """
     root = ET.Element("testsuites", name="masksparse")
-    suites = []
     if stages:
         suite = _suite(root, "masksparse stages", sum(stage.seconds for stage in stages))
         for stage in stages:
             case = _case(suite, stage.name, "masksparse.stages")
             case.set("time", f"{stage.seconds:.3f}")
             ET.SubElement(case, "system-out").text = _printable(stage.status)
-        suites.append(suite)
-    suite = _suite(root, "masksparse checks", seconds)
+    # the stages are part of the command: suites add up to its time
+    suite = _suite(root, "masksparse checks", max(0.0, seconds - sum(stage.seconds for stage in stages)))
     properties = ET.SubElement(suite, "properties")
     values = {"masksparse": __version__, "verdict": report.verdict, "validation_sha256": report.digest}
     for name, value in (*values.items(), *((name, getattr(report, name)) for name in _DIGESTS)):
@@ -56,11 +55,10 @@ def junit_xml(report: ValidationReport, *, seconds: float, stages: Sequence[Stag
     for check in report.checks:
         _outcome(_case(suite, check.name, "masksparse.checks"), check)
     _verdict(_case(suite, "verdict", "masksparse"), report)
-    suites.append(suite)
-    for suite in suites:
-        _count(suite, [suite])
-    _count(root, suites)
-    # the suites overlap in time: a chain's stages are part of its command
+    for suite in root:
+        _count(suite)
+        suite.set("skipped", str(sum(1 for _ in suite.iter("skipped"))))
+    _count(root)
     root.set("time", f"{seconds:.3f}")
     ET.indent(root)
     content: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
@@ -106,10 +104,10 @@ def _figures(check: Check) -> str:
     return f"{', '.join(figures) or 'nothing measured'} ({check.unit})"
 
 
-def _count(element: ET.Element, suites: Sequence[ET.Element]) -> None:
+def _count(element: ET.Element) -> None:
     """The attributes that tell how many test cases there are, and how many did not end well."""
-    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
-        element.set(attribute, str(sum(1 for suite in suites for _ in suite.iter(tag))))
+    for attribute, tag in (("tests", "testcase"), ("failures", "failure"), ("errors", "error")):
+        element.set(attribute, str(sum(1 for _ in element.iter(tag))))
 
 
 def _printable(text: str) -> str:

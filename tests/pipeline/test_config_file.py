@@ -6,7 +6,7 @@ import yaml
 
 from masksparse_deploy.core.config import DeployConfig
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.pipeline.config_file import read_config
+from masksparse_deploy.pipeline.config_file import read_config, read_gates
 
 GOOD: dict[str, Any] = {
     "model": {"factory": "model:net", "weights": "model.safetensors"},
@@ -53,7 +53,8 @@ CASES = [
     (
         "mask.method",
         "magic",
-        "mask.method: input should be 'auto', 'magnitude', 'gumbel', 'scores', 'transposable', 'adaprune' or 'sparse-training', not 'magic'",
+        "mask.method: input should be 'auto', 'magnitude', 'gumbel', 'scores', 'transposable', 'adaprune' or "
+        "'sparse-training', not 'magic'",
     ),
     ("mask.pattern", 124, 'mask.pattern: write the pattern in quotes, as "2:4"'),
     ("bake.opset", 13, "bake.opset: input should be 17, 18, 19, 20, 21, 22 or 23, not 13"),
@@ -103,3 +104,18 @@ def test_text_that_is_no_configuration(tmp_path: Path, text: str, message: str) 
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"configuration .*deploy\.yaml does not exist"):
         read_config(tmp_path / "deploy.yaml")
+
+
+def test_gates_may_lie_in_a_file_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "deploy.yaml"
+    path.write_text(yaml.safe_dump({**GOOD, "gates": "ci/gates.yaml"}))
+    with pytest.raises(UsageError, match=r"file of gates .*ci/gates\.yaml does not exist"):
+        read_config(path)
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "gates.yaml").write_text("flip_rate: 0.01\nsparse_layers: 3\n")
+    config = read_config(path)
+    assert (config.gates.flip_rate, config.gates.sparse_layers, config.gates.accuracy_drop_points) == (0.01, 3, 1.0)
+    assert config.gates == read_gates(tmp_path / "ci" / "gates.yaml")
+    (tmp_path / "ci" / "gates.yaml").write_text("flip_rat: 0.01\n")
+    with pytest.raises(UsageError, match=r"gates\.yaml: flip_rat: unknown key; did you mean 'flip_rate'"):
+        read_config(path)
