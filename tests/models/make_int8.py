@@ -45,6 +45,18 @@ def int8_pair(*, signed: bool = True, reach: float = 1.0) -> tuple[onnx.ModelPro
         signed: grids from -128 to 127 with zero points 0; else from 0 to 255 with others.
         reach: how much of the range that calibration saw the grids cover; below 1 values are clamped.
     """
+    weights, masked = _weights()
+    return _quantized(weights, signed, reach), _quantized(masked, signed, reach)
+
+
+def int8_networks() -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The same two in FP32, before they were quantized."""
+    weights, masked = _weights()
+    return _model(weights, {}), _model(masked, {})
+
+
+def _weights() -> tuple[Mapping[str, Array], Mapping[str, Array]]:
+    """Those of the dense network, and those that its masks leave."""
     generator = np.random.default_rng(0)
     weights = {}
     for name, (shape, _, _) in _LAYERS.items():
@@ -55,7 +67,7 @@ def int8_pair(*, signed: bool = True, reach: float = 1.0) -> tuple[onnx.ModelPro
     for name in INT8_MASKED:
         weight = weights[f"{name}.weight"]
         masked[f"{name}.weight"] = np.where(PATTERN.keep_largest(np.abs(weight), group_axis=1), weight, np.float32(0))
-    return _quantized(weights, signed, reach), _quantized(masked, signed, reach)
+    return weights, masked
 
 
 def _quantized(weights: Mapping[str, Array], signed: bool, reach: float) -> onnx.ModelProto:

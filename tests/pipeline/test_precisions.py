@@ -12,6 +12,7 @@ from onnx import numpy_helper
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.reader import read_graph
 from masksparse_deploy.validate.kernels import layer_kernels
@@ -51,6 +52,16 @@ def test_fp16_passes_within_its_rounding_bounds(half: Path) -> None:
     assert {row.weight for row in report.ranges} >= {layer.initializer for layer in report.layers}
     assert all(row.output_largest is not None for row in report.ranges if row.weight)
     assert report.calibration_sha256 is not None
+
+
+def test_what_fp16_costs_is_told_from_the_networks_before_it(half: Path) -> None:
+    report = json.loads((half / "validation.json").read_text())["attribution"]
+    assert report["reference"] == "the dense network before it was converted to the precision of the file"
+    # weights are off by up to 2^-11 of themselves, which adds up to no more than that many times the layers
+    assert 2.0**-16 < report["output"]["quantization"] < 5 * 2.0**-11
+    assert report["output"]["mask"] > 0.05
+    for name in ("dense", "sparse"):
+        assert sha256_file(half / f"{name}.fp32.onnx") == getattr(BakeReport.read(half / "bake.json"), f"{name}_fp32_sha256")
 
 
 def test_a_wrong_weight_in_an_fp16_engine_leaves_the_bound(half: Path, tmp_path: Path) -> None:
