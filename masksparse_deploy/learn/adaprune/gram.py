@@ -74,13 +74,14 @@ def _adder(name: str, grams: dict[str, torch.Tensor]) -> Callable[[nn.Module, An
     def add(module: nn.Module, inputs: Any, named: Any, output: Any) -> None:
         x = layer_input(inputs, named)
         assert isinstance(module, (nn.Conv2d, nn.Linear))
+        if x.ndim == (3 if isinstance(module, nn.Conv2d) else 1):  # one input, without the axis that counts them
+            x, output = x[None], output[None]
         inputs_of_one = module.weight[0].numel()
         if name not in grams:
             check_product(name, module, x[:1], output[:1])
             grams[name] = torch.zeros(inputs_of_one, inputs_of_one, dtype=torch.float64, device=x.device)
-        count = len(x) if x.ndim > 1 else 1
         values = output.numel() // module.weight.shape[0] * inputs_of_one
-        for part in x.split(max(1, count * _PATCH_VALUES // values)):
+        for part in x.split(max(1, len(x) * _PATCH_VALUES // values)):
             columns = patches(module, part.double())
             grams[name].addbmm_(columns, columns.mT)
 

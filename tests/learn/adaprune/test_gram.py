@@ -75,6 +75,40 @@ def test_the_matrices_tell_the_size_of_every_output(
     assert not any(module._forward_hooks for module in model.modules())
 
 
+class OneByOne(nn.Module):
+    """Calls its layers with one image at a time, without the axis that counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([self.fc(self.conv(image).mean((1, 2))) for image in x])
+
+
+def test_layers_may_be_called_with_one_image_at_a_time() -> None:
+    model, images = OneByOne().eval(), example_images(3)
+    shapes = {"conv": (8, 3, 3, 3), "fc": (4, 8)}
+    layers = [
+        EligibleLayer(
+            name=name,
+            weight_name=f"{name}.weight",
+            shape=shape,
+            weight_count=int(np.prod(shape)),
+            mac_count=1,
+            is_convolution=len(shape) == 4,
+        )
+        for name, shape in shapes.items()
+    ]
+    grams = gram_matrices(model, layers, images, batch_size=2)
+    with torch.inference_mode():
+        inputs = model.conv(torch.from_numpy(images)).mean((2, 3)).double()
+    # The float32 sums of the convolution may be made in another order for several images.
+    torch.testing.assert_close(grams["fc"], inputs.T @ inputs, rtol=1e-5, atol=1e-5)
+    columns = patches(model.conv, torch.from_numpy(images).double())
+    torch.testing.assert_close(grams["conv"], torch.einsum("nkp,nlp->kl", columns, columns))
+
+
 def test_patches_of_a_linear_layer_are_its_inputs() -> None:
     x = torch.arange(24.0).reshape(2, 3, 4)
     assert torch.equal(patches(nn.Linear(4, 2), x), x.reshape(1, 6, 4).mT)
