@@ -172,9 +172,10 @@ def _constants(
     norms: NormCache,
 ) -> _Constants:
     """Of an operator with a Lipschitz constant."""
+    # first, so that what has none is not evaluated at zero
+    reach = lipschitz_rule(sparse, pair.sparse, variables, shapes, norms)
     offset = at_zero(dense, pair.dense, shapes)
     origin = float(np.linalg.norm(offset))
-    reach = lipschitz_rule(sparse, pair.sparse, variables, shapes, norms)
     change = origin_change = 0.0
     if pair.differs(dense):
         origin_change = float(np.linalg.norm(offset - at_zero(sparse, pair.sparse, shapes)))
