@@ -94,6 +94,12 @@ def _digests(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
     if inputs.learn is not None:
         yield "Weights", inputs.learn.source_sha256
         yield "Mask set", inputs.learn.mask_set_sha256
+    if inputs.update is not None:
+        yield "Update", inputs.update.digest
+        yield "Mask set before", inputs.update.masks_old_sha256
+        yield "Mask set", inputs.update.masks_new_sha256
+        yield "Dense ONNX file before", inputs.update.dense_old_sha256
+        yield "Sparse ONNX file before", inputs.update.sparse_old_sha256
     if inputs.bake is not None:
         yield "Dense ONNX file", inputs.bake.dense_sha256
         yield "Sparse ONNX file", inputs.bake.sparse_sha256
