@@ -26,16 +26,15 @@ from tests.models.tiny_cnn import EXAMPLE_SHAPE, example_images, float_state, ma
 from tests.models.transposable import transposable_masks
 
 
-def bake_into(out: Path, model: torch.nn.Module, masks: MaskSet, precision: str = "fp32") -> BakeReport:
+def bake_into(out: Path, model: torch.nn.Module, masks: MaskSet) -> BakeReport:
     return bake(
         model,
         masks,
-        BakeOptions.model_validate({"precision": precision}),
+        BakeOptions(),
         example_shape=EXAMPLE_SHAPE,
         source_sha256=masks.source_sha256,
         out=out,
         probe_images=example_images(),
-        calibration=None if precision == "fp32" else example_images(16),
     )
 
 
@@ -44,14 +43,13 @@ def outputs(path: Path) -> np.ndarray:
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("new_statistics", [False, True])
-def test_each_twin_computes_what_its_weights_do(tmp_path: Path, new_statistics: bool) -> None:
+def test_each_twin_computes_what_its_weights_do(tmp_path: Path) -> None:
     model = tiny_cnn()
-    masks = transposable_masks(model, new_weights=True, new_statistics=new_statistics)
+    masks = transposable_masks(model, new_weights=True, new_statistics=True)
     before = {name: value.copy() for name, value in float_state(model).items()}
     report = bake_into(tmp_path, model, masks)
     assert report.weights_updated
-    assert report.statistics_updated == new_statistics
+    assert report.statistics_updated
     assert all(layer.violation_count == 0 and layer.density == 0.5 for layer in report.layers)
     assert all(checkpoint.violation_count == 0 for layer in report.layers for checkpoint in layer.checkpoints)
     for name, value in float_state(model).items():
@@ -71,12 +69,7 @@ def test_each_twin_computes_what_its_weights_do(tmp_path: Path, new_statistics: 
     assert np.abs(probe["dense_outputs"] - probe["sparse_outputs"]).max() > 1e-3
 
 
-def test_lower_precision_keeps_the_masks_on_new_weights(tmp_path: Path) -> None:
-    report = bake_into(tmp_path, tiny_cnn(), transposable_masks(tiny_cnn(), new_weights=True), "fp16")
-    assert [layer.violation_count for layer in report.layers] == [0, 0]
-
-
-def test_padded_layers_take_new_weights(tmp_path: Path) -> None:
+def test_padded_layers_take_new_weights_under_old_statistics(tmp_path: Path) -> None:
     model = narrow_cnn()
     state = float_state(model)
     pattern, name = NMPattern(n=2, m=4), "conv2.weight"
@@ -87,6 +80,8 @@ def test_padded_layers_take_new_weights(tmp_path: Path) -> None:
     empty = magnitude_masks(model, ())
     report = bake_into(tmp_path, model, replace(empty, layers={name: mask}, method="adaprune", weights={name: new}))
     assert name in {layer.weight for layer in report.padded}
+    assert report.weights_updated
+    assert not report.statistics_updated
     model.load_state_dict({**model.state_dict(), name: torch.tensor(new)})
     with torch.no_grad():
         expected = model(torch.from_numpy(example_images())).numpy()

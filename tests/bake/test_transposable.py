@@ -40,9 +40,9 @@ def transposed(weight: np.ndarray) -> np.ndarray:
     return np.where(transposable_mask(weight, T24), weight, np.float32(0))
 
 
-def bake_tiny(out: Path, precision: str = "fp32") -> tuple[MaskSet, BakeReport]:
+def bake_tiny(out: Path, precision: str = "fp32", *, new_weights: bool = False) -> tuple[MaskSet, BakeReport]:
     model = tiny_cnn()
-    masks = transposable_masks(model)
+    masks = transposable_masks(model, new_weights=new_weights)
     options = BakeOptions.model_validate({"precision": precision})
     report = bake(
         model,
@@ -109,8 +109,9 @@ def test_a_weight_moved_to_another_column_is_found_by_linter_and_conformity(
     assert NMPattern(n=2, m=4).count_violations(graph.constants[f"{LAYER}.weight"] != 0, group_axis=1) == 0
 
 
-def test_int8_keeps_the_columns_too(tmp_path: Path) -> None:
-    masks, report = bake_tiny(tmp_path, "int8")
+def test_int8_keeps_the_columns_too_with_new_weights(tmp_path: Path) -> None:
+    masks, report = bake_tiny(tmp_path, "int8", new_weights=True)
+    assert report.weights_updated
     assert all(layer.violation_count == 0 for layer in report.layers)
     graph = read_graph(tmp_path / "sparse.onnx")
     assert lint_graph(graph, name="int8", transposable=True).ok

@@ -138,14 +138,22 @@ def live_bytes() -> int:
 
 
 class Peak:
-    """The most that is held at any call of progress, beyond what was held before."""
+    """The most that is held at any call of progress."""
 
     def __init__(self) -> None:
-        gc.collect()
-        self.before, self.most_bytes = live_bytes(), 0
+        self.most_bytes = 0
 
     def __call__(self, description: str, done: int, total: int) -> None:
-        self.most_bytes = max(self.most_bytes, live_bytes() - self.before)
+        self.most_bytes = max(self.most_bytes, live_bytes())
+
+
+@pytest.fixture
+def peak() -> Iterator[Peak]:
+    """Beyond what was held before: the collector overlooks it meanwhile, which also saves looking at it at every call."""
+    gc.collect()
+    gc.freeze()
+    yield Peak()
+    gc.unfreeze()
 
 
 @pytest.fixture
@@ -160,21 +168,19 @@ ALL_CACHES = LARGEST_CACHE + 64 * 256 * 4 + LARGEST_CACHE
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_closed_form_keeps_no_activations() -> None:
-    peak = Peak()
+def test_the_closed_form_keeps_no_activations(peak: Peak) -> None:
     run(dataclasses.replace(ADAPRUNE, batch_size=4, progress=peak))
     # Images (64 x 192 values), Gram matrices of 72, 144 and 8 inputs in float64, and a batch on its way.
     gram_bytes = 8 * (72**2 + 144**2 + 8**2)
     assert gram_bytes <= peak.most_bytes <= gram_bytes + 64 * 192 * 4 + LARGEST_CACHE // 4
 
 
-def test_the_iterative_form_caches_one_layer_at_a_time() -> None:
-    peak = Peak()
+def test_the_iterative_form_caches_one_layer_at_a_time(peak: Peak) -> None:
     run(dataclasses.replace(ADAPRUNE, batch_size=16, reconstruction="iterative", steps=1, progress=peak))
     assert LARGEST_CACHE <= peak.most_bytes <= 1.6 * LARGEST_CACHE < ALL_CACHES
 
 
-def test_more_than_one_cache_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_one_cache_would_be_noticed(monkeypatch: pytest.MonkeyPatch, peak: Peak) -> None:
     held = []
 
     def hoarding(*arguments: object, **named: object) -> list[torch.Tensor]:
@@ -182,6 +188,5 @@ def test_more_than_one_cache_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
         return held[-1]
 
     monkeypatch.setattr(sparsifier, "inputs_of", hoarding)
-    peak = Peak()
     run(dataclasses.replace(ADAPRUNE, batch_size=16, reconstruction="iterative", steps=1, progress=peak))
     assert peak.most_bytes > 1.6 * LARGEST_CACHE
