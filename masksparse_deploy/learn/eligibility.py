@@ -85,7 +85,7 @@ def survey_layers(
         raise UsageError(
             f"mask.pad_channels fills groups of input channels, and a {pattern} mask needs whole tiles of {pattern.m} x "
             f"{pattern.m} channels; remove it (layers without whole tiles stay dense), or use mask.pattern "
-            f"{replace(pattern, transposable=False)}"
+            f"{replace(pattern, transposable=False)} with another method than transposable"
         )
     layers = weight_layers(model)
     for option, globs in (("include", include), ("exclude", exclude)):

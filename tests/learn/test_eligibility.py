@@ -204,6 +204,9 @@ def test_transposable_masks_need_whole_tiles() -> None:
 
 
 def test_channels_are_not_padded_for_transposable_masks() -> None:
-    message = "mask.pad_channels fills groups of input channels, and a T2:4 mask needs whole tiles of 4 x 4 channels; remove it"
+    message = (
+        "mask.pad_channels fills groups of input channels, and a T2:4 mask needs whole tiles of 4 x 4 channels; remove it "
+        "(layers without whole tiles stay dense), or use mask.pattern 2:4 with another method than transposable"
+    )
     with pytest.raises(UsageError, match=re.escape(message)):
         survey(Zoo(), NMPattern(n=2, m=4, transposable=True), pad_channels=True)

@@ -119,8 +119,8 @@ def _in_range(magnitudes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
     if magnitudes.dtype not in (np.float32, np.float64):
         magnitudes = magnitudes.astype(np.float32 if magnitudes.dtype.itemsize < 4 else np.float64)
     largest = magnitudes.max(axis=(1, 2), keepdims=True)
-    # Sums have up to 32 * 32 = 2^10 terms, and prices may double, 24 times. What division by 2^40 rounds is below 2^-200 of the
-    # largest magnitude of such a tile.
+    # Sums have up to 32 * 32 = 2^10 terms, and prices may double, 24 times. What division by 2^40 rounds is at most 2^-198 of
+    # the largest magnitude of such a tile.
     safe = largest <= np.ldexp(np.finfo(magnitudes.dtype).max, -40)
     return magnitudes if safe.all() else np.where(safe, magnitudes, np.ldexp(magnitudes, -40))
 
