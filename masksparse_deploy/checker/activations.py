@@ -28,6 +28,8 @@ def slope_of(node: onnx.NodeProto, constants: _Constants) -> float | None:
         return None if slopes is None else max(1.0, float(np.abs(slopes.astype(np.float64)).max()))
     if node.op_type not in _SLOPES:
         return None
+    if node.op_type == "Celu" and attributes_of(node).get("alpha", 1.0) <= 0:
+        return None  # it grows like an exponential
     return float(_SLOPES[node.op_type](attributes_of(node)))
 
 

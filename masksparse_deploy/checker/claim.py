@@ -20,6 +20,8 @@ __all__ = ["Evidence", "check_claim"]
 
 _UNITS = {texts.LAYERWISE: "output l2 per input l2"}
 _IMAGES = "needs the images"
+# Rounding of a measured distance, relative to the outputs or to the distance itself.
+_DISTANCE = 1e-12
 # Largest distances, gains and their medians are computed in float64 on both sides, from outputs whose rounding may cancel:
 # a distance of 1e-6 of the outputs' size keeps ten digits of sixteen.
 _MEASURED = 1e-6
@@ -87,6 +89,7 @@ class _Check:
         self._common(texts.layerwise_statement(len(layers)), texts.assumptions_of(claim.name, ""))
         self._equal("bound", claim.bound, worst.difference_norm)
         self._equal("status", claim.status, "useful")
+        self._not_exceeded(claim.measured, 1.0)
         self._equal("certified_count", claim.certified_count, None)
         self._tightness()
         start, before, after = texts.layerwise_detail(len(layers), worst.layer)
@@ -155,6 +158,7 @@ class _Check:
         start = texts.end_to_end_detail(claim.certified_count, claim.sample_count, claim.tightness)
         before, after = " Over the samples the bound is ", " times the measured distance (median)."
         if run is None:
+            self._not_exceeded(claim.measured, 1 + (claim.measured or 0.0))
             self._needs_images("measured")
             self._needs_images("certified_count")
             if claim.certified_count is None or not claim.sample_count or not 0 <= claim.certified_count <= claim.sample_count:
@@ -165,6 +169,7 @@ class _Check:
                 self._equal("detail", claim.detail, start)
             return
         distances = np.sqrt(np.square(run.dense - run.sparse).sum(axis=1))
+        self._not_exceeded(float(distances.max()), 1 + float(np.abs(run.dense).max()))
         self._close("measured", claim.measured, float(distances.max()))
         self._equal("sample_count", claim.sample_count, len(distances))
         self._certified(run)
@@ -176,6 +181,12 @@ class _Check:
             self._detail(start, before, after, float(np.median(ratios)) if moved.any() else None, digits=3)
         else:
             self._detail_without_images(start, before, after, digits=3)
+
+    def _not_exceeded(self, measured: float | None, size: float) -> None:
+        """Whatever the recursions say: what was measured disproves a bound that is smaller."""
+        bound = self._claim.bound
+        if bound is not None and measured is not None and measured > bound * (1 + _DISTANCE) + _DISTANCE * size:
+            self._wrong("bound", bound, measured, "less than what was measured")
 
     def _certified(self, run: Propagated) -> None:
         claim, factor = self._claim, self._evidence.factor

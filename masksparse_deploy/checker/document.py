@@ -148,4 +148,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     accepted = (int, float) if hint is float else hint
     if not isinstance(value, accepted) or isinstance(value, bool):
         raise ValueError(f"{where} is {value!r}, not {hint.__name__}")
-    return hint(value)
+    try:
+        return hint(value)
+    except OverflowError as error:
+        raise ValueError(f"{where} is too large for a number of 64 bits") from error

@@ -32,7 +32,7 @@ def enlarged(node: onnx.NodeProto, around: Surroundings, distances: Mapping[str,
     """
     opset = around.network.opset
     attributes = attributes_of(node)
-    if node.op_type in ("Add", "Sub"):
+    if node.op_type in ("Add", "Sub", "Sum"):
         return np.broadcast_to(sum(distances[name] for name in node.input if name in distances), shape)
     if node.op_type == "Concat":
         constants = around.network.constants

@@ -22,6 +22,8 @@ def check_layer_list(recorded: tuple[LayerRecord, ...], pair: Pair) -> list[Find
     """Whether the layers listed are those that differ between the files or are annotated, in graph order."""
     expected = [node.name for node in pair.masked_layers]
     found = [layer.node for layer in recorded]
+    if len(set(expected)) < len(expected):  # no entry could say which of them it is about
+        return [Finding(subject="layers", what="list", status="wrong", recorded=found, reason="two layers have the same name")]
     if found == expected:
         return [Finding(subject="layers", what=f"all {len(expected)} that differ or are annotated", status="verified")]
     missing = [name for name in expected if name not in found]

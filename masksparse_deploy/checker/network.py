@@ -19,7 +19,7 @@ from masksparse_deploy.checker.document import canonical_json
 from masksparse_deploy.checker.errors import CheckerError, DamagedError, UsageError
 from masksparse_deploy.checker.operators import apply
 
-__all__ = ["Network", "attributes_of", "is_floating", "read_network", "shapes_of"]
+__all__ = ["Network", "attributes_of", "is_floating", "read_by", "read_network", "shapes_of"]
 
 Array = npt.NDArray[Any]
 
@@ -79,8 +79,8 @@ class Network:
         """Names of the tensors that depend on the values of the input."""
         names = {value.name for value in self.inputs}
         for node in self.nodes:
-            if names & set(node.input) and node.op_type != "Shape":
-                names |= set(node.output)
+            if names & read_by(node) and node.op_type != "Shape":
+                names.update(name for name in node.output if name)
         return frozenset(names)
 
 
@@ -143,6 +143,16 @@ def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
     return {name: value.decode() if isinstance(value, bytes) else value for name, value in values.items()}
 
 
+def read_by(node: onnx.NodeProto, *, bodies_only: bool = False) -> frozenset[str]:
+    """Names of the tensors that a node reads, also in the bodies of an If, Loop or Scan; names inside of these among them."""
+    names = set() if bodies_only else {name for name in node.input if name}
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            names.update(value.name for value in body.output)
+            names.update(name for inner in body.node for name in read_by(inner))
+    return frozenset(names)
+
+
 def is_floating(array: Array) -> bool:
     """Whether an array holds real numbers, also of the formats that NumPy does not know itself."""
     return array.dtype.name.startswith(("float", "bfloat"))
@@ -196,7 +206,7 @@ def _network(path: Path, model: onnx.ModelProto, sha256: str) -> Network:
             stored[node.output[0]] = stored[node.input[0]]
         else:
             nodes.append(node)
-    read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
+    read = {name for node in nodes for name in read_by(node)} | {value.name for value in model.graph.output}
     return Network(
         path=path,
         model=model,

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from masksparse_deploy.checker.network import Network, is_floating
+from masksparse_deploy.checker.network import Network, is_floating, read_by
 
 __all__ = ["LAYERS", "Pair", "structural_difference"]
 
@@ -75,12 +75,15 @@ def _differences(dense: Network, sparse: Network) -> Iterator[str]:
         yield f"they have {len(dense.nodes)} and {len(sparse.nodes)} nodes"
     if dense.constants.keys() != sparse.constants.keys():
         yield f"only one file has the constants {', '.join(sorted(dense.constants.keys() ^ sparse.constants.keys()))}"
+    in_bodies = {name for node in dense.nodes for name in read_by(node, bodies_only=True)}
     for name in sorted(dense.constants.keys() & sparse.constants.keys()):
         first, second = dense.constants[name], sparse.constants[name]
         if (first.shape, first.dtype) != (second.shape, second.dtype):
             yield f"the constant {name!r} is {first.dtype} {first.shape} and {second.dtype} {second.shape}"
         elif not is_floating(first) and not np.array_equal(first, second):
             yield f"the constant {name!r}, which is no weight, has other values"
+        elif name in in_bodies and not np.array_equal(first, second):
+            yield f"the weight {name!r}, which a body of an If, Loop or Scan reads, has other values: no bound covers it"
 
 
 def _bare(message: Any) -> bytes:

@@ -73,8 +73,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
     Raises:
         NoRuleError: it cannot be computed, or not for each sample of a batch by itself.
     """
-    if node.name in around.at_zero:
-        return around.at_zero[node.name]
+    if node.output[0] in around.at_zero:
+        return around.at_zero[node.output[0]]
     is_gate = sum(name in around.variables for name in node.input) == 2 and node.op_type in ("Div", "Mul")
     if is_gate or node.op_type == "Reshape":  # 0 at 0, whatever shape is computed, or where 0 would be divided by 0
         return np.zeros(around.shapes[node.output[0]])
@@ -86,8 +86,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
     result = apply_exactly(node, inputs, opset=around.network.opset)
     if result.shape[:1] != (count,):
         raise NoRuleError(f"{node.op_type} across samples")
-    around.at_zero[node.name] = result[0]
-    return around.at_zero[node.name]
+    around.at_zero[node.output[0]] = result[0]
+    return around.at_zero[node.output[0]]
 
 
 def change_factor(node: onnx.NodeProto, setting: Setting) -> float:
@@ -98,7 +98,7 @@ def change_factor(node: onnx.NodeProto, setting: Setting) -> float:
     """
     if node.op_type in ("Conv", "Gemm", "MatMul"):
         return setting.norms.norm(node, "difference").value
-    if node.op_type in ("Add", "Sub"):
+    if node.op_type in ("Add", "Sub", "Sum"):
         return 0.0  # the constants' difference does not depend on x
     if node.op_type in ("Mul", "Div") and any(name in setting.pair.dense.constants for name in node.input):
         one, other = (_multiplier(node, network) for network in (setting.pair.dense, setting.pair.sparse))

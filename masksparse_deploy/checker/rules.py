@@ -11,7 +11,7 @@ import onnx
 
 from masksparse_deploy.checker.activations import slope_of
 from masksparse_deploy.checker.gates import Gates
-from masksparse_deploy.checker.network import Network, attributes_of
+from masksparse_deploy.checker.network import Network, attributes_of, read_by
 from masksparse_deploy.checker.operators import apply
 
 __all__ = ["NoRuleError", "Rule", "Surroundings", "rule_of", "scaling"]
@@ -54,7 +54,7 @@ class Surroundings:
         shapes: of tensors, without the batch.
         norm: the operator norm of a layer of this file.
         gates: products of tensors with functions of themselves.
-        at_zero: f(0) of the nodes for which it is known already, by name.
+        at_zero: f(0) of the nodes for which it is known already, by the name of their output.
     """
 
     network: Network
@@ -90,6 +90,8 @@ def rule_of(node: onnx.NodeProto, around: Surroundings) -> Rule:
     """
     if node.domain:
         raise NoRuleError(f"{node.domain}.{node.op_type}")
+    if read_by(node, bodies_only=True):
+        raise NoRuleError(node.op_type)
     if sum(bool(name) for name in node.output) > 1:
         raise NoRuleError(f"{node.op_type} with {len(node.output)} outputs")
     inputs = [name for name in node.input if name in around.variables]
@@ -102,9 +104,9 @@ def rule_of(node: onnx.NodeProto, around: Surroundings) -> Rule:
         if attributes_of(node)["axis"] % (len(result) + 1) == 0:
             raise NoRuleError("Concat across samples")
         return Rule(factors=(1.0,) * len(inputs), is_concatenation=True)
-    if node.op_type in ("Add", "Div", "Mul", "Sub") and any(len(shape) < len(result) for shape in sources):
+    if node.op_type in ("Add", "Div", "Mul", "Sub", "Sum") and any(len(shape) < len(result) for shape in sources):
         raise NoRuleError(f"{node.op_type} across samples")
-    if node.op_type in ("Add", "Sub"):
+    if node.op_type in ("Add", "Sub", "Sum"):
         # an input that is broadcast has as many copies of each element as the result is larger
         return Rule(factors=tuple(math.sqrt(math.prod(result) / math.prod(shape)) for shape in sources))
     if node.op_type in ("Mul", "Div") and len(inputs) == 2:

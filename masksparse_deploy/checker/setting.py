@@ -29,12 +29,14 @@ class LayerNorms:
         self._pair = pair
         self._shapes = shapes
         self._grid = grid
+        # by the layer's output, which no two nodes share; names they may
         self._known: dict[tuple[str, Which], Norm] = {}
         self._by_content: dict[tuple[str, bytes], Norm] = {}
 
     def norm(self, node: onnx.NodeProto, which: Which) -> Norm:
         """The bound for one layer; raises NoRuleError where there is none, KeyError where its input's shape is not known."""
-        if (node.name, which) not in self._known:
+        key = node.output[0], which
+        if key not in self._known:
             dense, sparse = self._pair.weights(node)
             weights: Mapping[Which, Array] = {
                 "dense": dense,
@@ -42,14 +44,12 @@ class LayerNorms:
                 "difference": dense - sparse,
                 "removed": np.where(sparse != 0, 0.0, dense),
             }
-            content = (
-                node.name,
-                hashlib.sha256(weights[which].tobytes()).digest(),
-            )  # what was removed is often all of the difference
+            # what was removed is often all of the difference
+            content = node.output[0], hashlib.sha256(weights[which].tobytes()).digest()
             if content not in self._by_content:
                 self._by_content[content] = self._norm(node, weights[which])
-            self._known[node.name, which] = self._by_content[content]
-        return self._known[node.name, which]
+            self._known[key] = self._by_content[content]
+        return self._known[key]
 
     def _norm(self, node: onnx.NodeProto, weight: Array) -> Norm:
         attributes = attributes_of(node)

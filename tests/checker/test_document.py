@@ -47,6 +47,7 @@ def in_layer(**values: Any) -> Any:
         (in_layer(dense_norm="1"), "layers[0]: dense_norm is '1', not float"),
         (in_layer(dense_norm=float("nan")), "NaN is no finite number"),
         (in_layer(dense_norm=float("inf")), "Infinity is no finite number"),
+        (in_layer(dense_norm=10**400), "layers[0]: dense_norm is too large for a number of 64 bits"),
         (in_layer(note=""), "the certificate: layers[0] has the unknown note"),
         (lambda content: json.dumps(content).replace('"grid": 7', '"grid": 7, "grid": 8'), "a key occurs twice"),
         (lambda content: json.dumps(content).replace('"grid": 7', '"grid": 7e999'), "7e999 is no finite number"),
