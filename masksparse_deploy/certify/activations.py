@@ -58,6 +58,13 @@ def _hard_sigmoid(node: Node, graph: Graph) -> float:
     return abs(float(node.attributes.get("alpha", 0.2)))
 
 
+def _celu(node: Node, graph: Graph) -> float:
+    # exp(x / alpha) below zero, which grows without end where alpha is negative
+    if float(node.attributes.get("alpha", 1.0)) <= 0:
+        raise NoRuleError("Celu with an alpha that is not above 0")
+    return 1.0
+
+
 def _cast(node: Node, graph: Graph) -> float:
     # Bounds are about exact arithmetic, in which a number is the same in every floating-point format.
     if node.attributes["to"] not in _FLOATS:
@@ -72,7 +79,7 @@ def _constant(value: float) -> Callable[[Node, Graph], float]:
 _SLOPES: Mapping[str, Callable[[Node, Graph], float]] = {
     "Abs": _constant(1.0),
     "Cast": _cast,
-    "Celu": _constant(1.0),
+    "Celu": _celu,
     "Clip": _constant(1.0),
     "Dropout": _constant(1.0),
     "Elu": _elu,

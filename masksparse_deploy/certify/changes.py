@@ -50,6 +50,8 @@ def change_factor(node: Node, pair: Pair, shapes: Mapping[str, tuple[int, ...]],
         inputs = [key for key in node.inputs if key != name]
         return constant_factor(replace(node, op="Mul"), change, inputs, shapes[inputs[0]], shapes[node.outputs[0]])
     if node.op == "PRelu" or node.op in NORMALIZATIONS:
+        if node.op in NORMALIZATIONS and epsilon_of(node) <= 0:
+            raise NoRuleError(f"{node.op} with epsilon 0")
         dense, sparse = (graph.constants[node.inputs[1]].astype(np.float64) for graph in (pair.dense, pair.sparse))
         # what is scaled by the one or the other is at most ||x||, or ||x|| / sqrt(epsilon)
         return float(np.abs(dense - sparse).max()) / (math.sqrt(epsilon_of(node)) if node.op in NORMALIZATIONS else 1.0)

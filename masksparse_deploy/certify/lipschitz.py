@@ -33,7 +33,7 @@ def variable_tensors(graph: Graph) -> frozenset[str]:
     names = set(graph.inputs)
     for node in graph.nodes:
         if names & set(node.inputs) and node.op != "Shape":
-            names |= set(node.outputs)
+            names.update(name for name in node.outputs if name)
     return frozenset(names)
 
 
@@ -244,6 +244,8 @@ def _softmax(node: Node, graph: Graph, source: Sequence[int], result: Sequence[i
 def _normalization(node: Node, graph: Graph, source: Sequence[int], result: Sequence[int]) -> float:
     if 0 in normalized_axes(node, len(source) + 1):
         raise NoRuleError(f"{node.op} across samples")
+    if epsilon_of(node) <= 0:
+        raise NoRuleError(f"{node.op} with epsilon 0")
     # true for all inputs, but so large that the recursions over samples take the one of certify.local
     return float(np.abs(graph.constants[node.inputs[1]].astype(np.float64)).max()) / math.sqrt(epsilon_of(node))
 

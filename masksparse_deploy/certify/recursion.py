@@ -26,6 +26,7 @@ from masksparse_deploy.certify.pairing import Pair
 from masksparse_deploy.certify.propagation import LastLayer, Propagation, joined
 from masksparse_deploy.certify.rule import NoRuleError, Rule
 from masksparse_deploy.core.artifacts.certificate import HYBRID, MEASURED_NORMS, MEASURED_RESIDUALS
+from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.graph.evaluate import Evaluation
 from masksparse_deploy.graph.model import Node
@@ -64,14 +65,16 @@ def propagate(pair: Pair, images: Array, norms: NormCache, *, progress: Progress
     """Run the recursions; both graphs must have one input that `images` (count, ...) fits, and one output.
 
     Raises:
+        ArtifactError: a network gives NaN or infinite values for the images.
         AssertionError: a measured distance exceeds its bound, which means that this module is wrong.
     """
     parts = []
     for start in range(0, len(images), _CHUNK):
         progress("bounding the network's deviation", start, len(images))
         walk = _Walk(pair, images[start : start + _CHUNK], norms)
-        for dense_node, sparse_node in zip(pair.dense.nodes, pair.sparse.nodes, strict=True):
-            walk.step(dense_node, sparse_node)
+        with np.errstate(all="ignore"):  # what is not finite is refused where it comes up
+            for dense_node, sparse_node in zip(pair.dense.nodes, pair.sparse.nodes, strict=True):
+                walk.step(dense_node, sparse_node)
         parts.append(walk.result())
     progress("bounding the network's deviation", len(images), len(images))
     return joined(parts)
@@ -112,7 +115,13 @@ class _Walk:
         inputs = self._inputs(sparse)
         size = _row_norms(self._dense.values[inputs.names[0]]) if change is not None else np.zeros(0)
         result = self._dense.step(dense)
-        self._sparse.step(sparse)
+        other = self._sparse.step(sparse)
+        for which, array in (("dense", result), ("sparse", other)):
+            if is_variable and not np.isfinite(array).all():
+                raise ArtifactError(
+                    f"{dense.op} {dense.name!r} of the {which} network gives NaN or infinite values for the images, so that no "
+                    "distance can be told; check the images and the model, and export it again"
+                )
         if is_variable:
             self._shapes[name] = result.shape[1:]
             self._bounds[name] = None if name in self._interior else self._bound(dense, sparse, inputs, change, size, result)

@@ -19,6 +19,15 @@ from masksparse_deploy.graph.resize import apply_resize, resize_obstacle
 __all__ = ["apply_node", "axes_of", "obstacle", "pad_widths", "slice_axes"]
 
 Array = npt.NDArray[Any]
+# Operators that meant something else before this version of the operator set: broadcasting by attributes, other inputs.
+_SINCE = {
+    **dict.fromkeys(("Add", "BatchNormalization", "Div", "Dropout", "Gemm", "Greater", "Mul", "Pow", "PRelu", "Sub"), 7),
+    **{"Pad": 2, "Reshape": 5, "Resize": 11, "Slice": 10},
+}
+_NEWEST = 1 << 16
+# Before this one, softmax took all axes from the given one on together.
+_SOFTMAX_SINCE = 13
+
 # The arrays of a node's inputs; None for an optional input that is left out.
 Inputs = Sequence[Array | None]
 
@@ -71,7 +80,12 @@ def obstacle(node: Node, graph: Graph, computed: Container[str] = ()) -> str | N
         return f"{node.domain}.{node.op}"
     if node.op not in _OPERATORS and node.op not in ("Reshape", "Gemm"):
         return node.op
+    opset = graph.opsets.get("", _NEWEST)
+    if opset < _SINCE.get(node.op, 0):
+        return f"{node.op} of an operator set before {_SINCE[node.op]}"
     get = node.attributes.get
+    if node.op in ("LogSoftmax", "Softmax") and opset < _SOFTMAX_SINCE and not _is_last(get("axis", 1), graph, node.inputs[0]):
+        return f"{node.op} of an operator set before {_SOFTMAX_SINCE} over several axes"
     if node.op in ("Conv", "ConvTranspose") and len(graph.shapes.get(node.inputs[1], ())) != 4:
         return f"{node.op} that is not two-dimensional"
     if node.op in CONVERSIONS and (reason := conversion_obstacle(node, graph)) is not None:
@@ -83,8 +97,6 @@ def obstacle(node: Node, graph: Graph, computed: Container[str] = ()) -> str | N
             return f"{node.op} with storage_order or dilations"
     if node.op == "Resize" and (reason := resize_obstacle(node)) is not None:
         return reason
-    if node.op == "Slice" and len(node.inputs) < 3:
-        return "Slice of an operator set before 10"
     if node.op == "Pad" and get("mode", "constant") != "constant":
         return f"Pad with mode {get('mode')}"
     if node.op == "BatchNormalization" and get("training_mode", 0):
@@ -100,6 +112,11 @@ def obstacle(node: Node, graph: Graph, computed: Container[str] = ()) -> str | N
         if name and name not in graph.constants and name not in computed:
             return f"{node.op} with a computed parameter"
     return None
+
+
+def _is_last(axis: int, graph: Graph, name: str) -> bool:
+    """Whether `axis` is known to be the last one of a tensor."""
+    return axis == -1 or (name in graph.shapes and axis == len(graph.shapes[name]) - 1)
 
 
 def axes_of(node: Node, inputs: Inputs, rank: int) -> tuple[int, ...] | None:

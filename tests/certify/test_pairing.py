@@ -13,6 +13,7 @@ from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.graph.twins import masked_layers
 from tests.certify.networks import as_pair
+from tests.checker.test_forgeries import MASKED, with_body
 from tests.models.make_onnx import MASKED_LAYERS, residual_pair
 
 
@@ -100,3 +101,11 @@ def test_a_layer_that_is_annotated_counts_as_masked_even_if_its_weights_are_equa
     _, sparse = residual_pair()
     pair = as_pair((sparse, sparse))
     assert [dense.node.name for dense, _ in masked_layers(pair.dense, pair.sparse)] == list(MASKED_LAYERS)
+
+
+def test_a_weight_that_only_a_body_reads_must_be_the_same() -> None:
+    """No layer bound covers it."""
+    graphs = [parse_graph(model.SerializeToString(), name="model") for model in with_body(MASKED[:, :, 1:2, 1:2])]
+    message = "'inner', which a body of an If, Loop or Scan reads, has different values, and no bound covers it"
+    with pytest.raises(ArtifactError, match=message):
+        pair_graphs(*graphs)
