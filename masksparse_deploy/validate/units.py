@@ -129,11 +129,13 @@ def _factors(node: Node) -> str | None:
 
 
 def _is_covered(node: Node, graph: Graph, rounded: Sequence[str]) -> bool:
-    """Whether the error of a fused operator is known: an addition of another tensor, or clamping by constants."""
+    """Whether the error of a fused operator is known: adding another tensor of the same shape, or clamping by constants."""
     if node.domain or node.op not in (*_EXACT, *rounded):
         return False
     if node.op == "Add":
-        return node.inputs[0] != node.inputs[1]
+        # an element that is broadcast would count once, and be in the output many times
+        shapes = [graph.shapes.get(name) for name in (*node.inputs, *node.outputs) if name not in graph.constants]
+        return node.inputs[0] != node.inputs[1] and None not in shapes and all(shape == shapes[-1] for shape in shapes)
     return all(not name or name in graph.constants for name in node.inputs[1:])
 
 

@@ -1,5 +1,7 @@
 """The bound of INT8 layers against kernels in NumPy: any order of summation, exact integers, every rounding the wrong way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -180,3 +182,14 @@ def test_a_grid():
     assert grid.nearest(np.array([0.25, 0.75, -7.0, 9.0])).tolist() == [0.0, 1.0, -1.5, 3.5]
     assert grid.clamp(np.array([0.3, -7.0, 9.0])).tolist() == [0.3, -1.5, 3.5]
     assert grid.reach == 3.5
+
+
+@pytest.mark.parametrize("name", ["layer.out", "r.dq"])
+def test_an_addition_that_broadcasts_is_not_covered(name: str) -> None:
+    """An element would be in the output many times, and count once in the bounds of mask and grids."""
+    made = int8_layer(6, tail=("Add",))
+    assert "Add" in [node.op for node in made.unit.tail]
+    graph = replace(made.graph, shapes={**made.graph.shapes, name: (None, 1)})
+    unit = unit_of(graph, made.unit.layer)
+    assert (unit.tail, unit.grid, unit.output) == ((), None, "layer.out")
+    assert unit.obstacle == "behind it stands Add, whose rounding in an INT8 kernel the bound does not cover"
