@@ -27,27 +27,52 @@ def create_model(name, pretrained=False):
 """
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_digits_from_checkpoint_to_verdict(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of the chain of the digits."""
     pytest.importorskip("sklearn")
+    out = tmp_path_factory.mktemp("digits") / "out"
     checkpoint = (DIGITS / "model.safetensors").read_bytes()
     assert len(checkpoint) < 2_000_000
-    result = masksparse("deploy", DIGITS / "deploy.yaml", "--out", tmp_path / "out", timeout=500)
+    result = masksparse("deploy", DIGITS / "deploy.yaml", "--out", out, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "PASS" in result.stdout
-
-    learned = json.loads((tmp_path / "out" / "learn.json").read_text())
-    assert learned["weights_sha256_before"] == learned["weights_sha256_after"]
     assert (DIGITS / "model.safetensors").read_bytes() == checkpoint
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_digits_from_checkpoint_to_verdict(digits_run: Path) -> None:
+    learned = json.loads((digits_run / "learn.json").read_text())
+    assert learned["weights_sha256_before"] == learned["weights_sha256_after"]
     convolutions = [layer for layer in learned["layers"] if len(layer["shape"]) == 4]
     assert len(convolutions) >= 8
     assert all(size % 16 == 0 for layer in convolutions for size in layer["shape"][:2])
     assert any(layer["shape"][2:] == [1, 1] for layer in convolutions)
 
-    accuracy = json.loads((tmp_path / "out" / "validation.json").read_text())["accuracy"]
+    accuracy = json.loads((digits_run / "validation.json").read_text())["accuracy"]
     assert accuracy["dense_correct"] / accuracy["total"] >= 0.99
     assert accuracy["drop_points"] <= 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_digits_with_new_weights_under_the_same_masks(digits_run: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "new.safetensors"
+    trained = subprocess.run([sys.executable, DIGITS / "fine_tune.py", weights], capture_output=True, text=True, timeout=300)
+    assert trained.returncode == 0, trained.stderr
+    new = ["--weights", weights, "--run", digits_run, "--out", tmp_path / "out"]
+    result = masksparse("update", DIGITS / "deploy.yaml", *new, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "The masks need not be learned again" in result.stdout
+    report = json.loads((tmp_path / "out" / "update.json").read_text())
+    assert report["relearn"] is False and len(report["masks"]) == 11
+    assert report["dense_correct_new"] - report["sparse_correct_new"] <= 6
+    # the update moved the network less than the masks do
+    layerwise = [comparison["layerwise"] for comparison in report["comparisons"]]
+    assert layerwise[1] < layerwise[0] / 2
+    assert layerwise[2] <= layerwise[0] + layerwise[1]
 
 
 @pytest.mark.slow

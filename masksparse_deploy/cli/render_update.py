@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from masksparse_deploy.core.artifacts.certificate import DATA_FREE, Certificate
+from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.updating import Comparison, UpdateReport
 from masksparse_deploy.core.masks import MaskSet
 
@@ -32,7 +32,7 @@ def update_lines(report: UpdateReport) -> list[str]:
         "masked network with the new weights, against",
         *(_comparison(comparison) for comparison in report.comparisons),
         *_budgets(report),
-        f"[{'yellow' if report.relearn is not False else 'green'}]masks[/] {escape(report.advice)}",
+        f"[{'yellow' if report.relearn is not False else 'green'}]{escape(report.advice)}[/]",
         *(f"[yellow]note[/] {escape(remark)}" for remark in report.remarks),
     ]
 
@@ -53,22 +53,29 @@ def _comparison(comparison: Comparison) -> str:
         words.append(f"layer at most {comparison.layerwise:.3g} output l2 per input l2")
     bounds = [claim.bound for claim in comparison.claims if claim.bound is not None]
     measured = [claim.measured for claim in comparison.claims if claim.measured is not None]
-    words.append(f"end to end at most {min(bounds):.3g}" if bounds else "end to end: no bound")
+    words.append(f"end to end at most {min(bounds):.3g} on the samples" if bounds else "end to end: no bound")
     if measured:
         words.append(f"measured {max(measured):.3g}")
     return f"  {comparison.against}: {', '.join(words)}"
 
 
 def _budgets(report: UpdateReport) -> Iterator[str]:
-    left = [layer.layer for layer in report.layers if not layer.within_layerwise]
-    grown = f"bounds at most {100 * report.growth:g} % above those of the old certificate"
+    left = sum(not layer.within_layerwise for layer in report.layers)
+    above = f"more than {100 * report.growth:g} % above the old one"
     if not left:
-        yield f"within the layerwise budget: {grown}, without computing any again"
+        yield f"within the layerwise budget: no layer's bound is {above}, without computing any again"
     else:
-        named = ", ".join(escape(name) for name in left[:_NAMED]) + (" ..." if len(left) > _NAMED else "")
-        yield f"beyond the layerwise budget in {len(left)} of {len(report.layers)} layers ({named}): the new bounds count"
+        anew = f"beyond the layerwise budget in {left} of {len(report.layers)} layers; computed anew, "
+        named = ", ".join(escape(name) for name in report.grown[:_NAMED]) + (" ..." if len(report.grown) > _NAMED else "")
+        yield anew + (f"{len(report.grown)} bounds are {above} ({named})" if report.grown else f"no layer's bound is {above}")
     if report.within_end_to_end is None:
-        yield f"no end-to-end budget: the old certificate has no bound for {DATA_FREE.removeprefix('end-to-end, ')}"
+        yield "no end-to-end budget: there is no data-free bound"
         return
+    now = "none" if report.end_to_end_new is None else f"{report.end_to_end_new:.3g}"
     where = "within" if report.within_end_to_end else "beyond"
-    yield f"{where} the end-to-end budget of {report.end_to_end_share:.2e} of each layer's norm"
+    yield (
+        f"{where} the end-to-end budget of {report.end_to_end_share:.2e} of each layer's norm; data-free bound "
+        f"{report.end_to_end_old:.3g} -> {now}, limit {report.end_to_end_limit:.3g}"
+    )
+    if report.other_changes:
+        yield f"changed, and covered by no budget: {escape(', '.join(report.other_changes))}"

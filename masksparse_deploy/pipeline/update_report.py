@@ -28,7 +28,7 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import unsupported_operators
 from masksparse_deploy.pipeline.norms import available_deficits
 
-__all__ = ["Certified", "advice", "changed_operators", "compare", "is_within_end_to_end", "updated_layers"]
+__all__ = ["Certified", "advice", "changed_operators", "compare", "grown_layers", "is_within_end_to_end", "updated_layers"]
 
 _NAMED = 3
 # S(R) + S(R' - R) is at least S(R'); float64 may say otherwise by less than this.
@@ -125,6 +125,8 @@ def _updated_layer(name: str, old: Certified, new: Certified) -> UpdatedLayer:
         removed_norm_new=_removed(new, node.name),
         removed_norm_sum=total,
         removed_norm_frobenius=frobenius,
+        difference_norm_old=_difference(old, node.name),
+        difference_norm_new=_difference(new, node.name),
         budget=budget,
         next_budget=new.budgets.layers[name],
         within_layerwise=update.within_layerwise(budget, before, growth=old.growth),
@@ -138,6 +140,19 @@ def _updated_layer(name: str, old: Certified, new: Certified) -> UpdatedLayer:
 
 def _removed(certified: Certified, node: str) -> float | None:
     return certified.bounds[node].removed_norm if node in certified.bounds else None
+
+
+def _difference(certified: Certified, node: str) -> float | None:
+    return certified.bounds[node].difference_norm if node in certified.bounds else None
+
+
+def grown_layers(layers: Sequence[UpdatedLayer], *, growth: float) -> tuple[str, ...]:
+    """Layers whose bound, computed anew, is more than the share `growth` above the old one; without one, nothing differs."""
+    return tuple(
+        layer.layer
+        for layer in layers
+        if (layer.difference_norm_new or 0.0) > (1 + growth) * (layer.difference_norm_old or 0.0)
+    )
 
 
 def is_within_end_to_end(layers: Sequence[UpdatedLayer], others: Sequence[str]) -> bool | None:

@@ -31,6 +31,7 @@ from masksparse_deploy.pipeline.update_report import (
     advice,
     changed_operators,
     compare,
+    grown_layers,
     is_within_end_to_end,
     updated_layers,
 )
@@ -214,7 +215,9 @@ class Update:
             end_to_end_old=old.budgets.bound,
             end_to_end_limit=old.budgets.limit,
             end_to_end_share=old.budgets.share,
+            end_to_end_new=new.budgets.bound,
             other_changes=others,
+            grown=grown_layers(layers, growth=self.options.growth),
             within_layerwise=all(layer.within_layerwise for layer in layers),
             within_end_to_end=is_within_end_to_end(layers, others),
             layers=layers,

@@ -18,6 +18,7 @@ from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.masks import read_mask_set
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.reader import read_graph
+from masksparse_deploy.pipeline.update_report import grown_layers
 from masksparse_deploy.pipeline.updating import AGAINST_DENSE, AGAINST_MASKED
 from tests.project import make_project
 
@@ -118,6 +119,19 @@ def test_what_the_mask_removes_is_bounded_from_the_old_norm_and_the_update(updat
         assert layer.removed_norm_sum <= layer.removed_norm_frobenius * (1 + 2**-13)
 
 
+def test_layers_whose_bound_grew_by_more_are_named(updated: tuple[Path, Path, UpdateReport]) -> None:
+    layers = list(updated[2].layers)
+    # not the stem, which the mask leaves alone
+    old = layers[1].difference_norm_old
+    assert old is not None and old > 0
+    for factor, grown in ((1.05, ()), (1.2, (layers[1].layer,))):
+        layers[1] = layers[1].model_copy(update={"difference_norm_new": factor * old})
+        rest = [layer.model_copy(update={"difference_norm_new": layer.difference_norm_old}) for layer in layers[2:]]
+        assert grown_layers([layers[1], *rest], growth=0.1) == grown
+    fresh = layers[1].model_copy(update={"difference_norm_old": None})
+    assert grown_layers([fresh], growth=0.1) == (fresh.layer,)
+
+
 @pytest.mark.parametrize(("name", "other"), [(AGAINST_MASKED, "sparse.onnx"), (AGAINST_DENSE, "dense.onnx")])
 def test_the_certificates_against_the_old_networks_can_be_checked(
     updated: tuple[Path, Path, UpdateReport], name: str, other: str, capsys: pytest.CaptureFixture[str]
@@ -161,7 +175,7 @@ def test_the_same_weights_and_statistics_give_the_same_file_and_no_distance(fini
 def test_budgets_hold_for_a_tiny_update_and_not_for_other_weights(finished: Path, tmp_path: Path) -> None:
     folder = finished.parent
     near = update(finished, moved(folder, 1e-4), tmp_path / "near", "--statistics", "keep")
-    assert near.within_layerwise and near.within_end_to_end
+    assert near.within_layerwise and near.within_end_to_end and not near.grown
     assert near.end_to_end_old is not None and near.end_to_end_limit == pytest.approx(1.1 * near.end_to_end_old)
     (new_bound,) = (claim.bound for claim in near.comparisons[0].claims if claim.name == DATA_FREE)
     assert new_bound is not None and new_bound <= near.end_to_end_limit

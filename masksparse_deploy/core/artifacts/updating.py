@@ -64,6 +64,7 @@ class UpdatedLayer(Record):
     `removed_norm_old` and `removed_norm_new` bound the operator norm of what the mask removes; `removed_norm_sum` is the first
     plus the norm of what the update adds to it, `removed_norm_frobenius` the same with a Frobenius norm for the second. They
     are None where no mask is.
+    `difference_norm_old` and `difference_norm_new` are the layerwise bounds of the two certificates, None where there is none.
     `within_layerwise` and `within_end_to_end` hold the update against the old certificate's `budget`; `next_budget` is the new
     certificate's.
     """
@@ -79,6 +80,8 @@ class UpdatedLayer(Record):
     removed_norm_new: float | None
     removed_norm_sum: float | None
     removed_norm_frobenius: float | None
+    difference_norm_old: float | None
+    difference_norm_new: float | None
     budget: LayerBudget
     next_budget: LayerBudget
     within_layerwise: bool
@@ -108,7 +111,9 @@ class UpdateReport(Document):
     `statistics` tells where the batch-norm statistics of the sparse file come from. `growth` is the share by which bounds may
     grow within the budget. `end_to_end_old` is the old data-free bound, `end_to_end_limit` what the budget keeps it within, for
     inputs up to the norm `radius`; `end_to_end_share` the budget of each layer over ||K||_F, `other_changes` the operators
-    whose changed constants no budget covers. `within_*` are None where there is no budget. `masks` ends with the whole network.
+    whose changed constants no budget covers. `within_*` are None where there is no budget. What was computed anew:
+    `end_to_end_new` is the data-free bound, `grown` the layers whose bound is more than `growth` above the old one. The last of
+    `masks` is the whole network.
     """
 
     kind: ClassVar[str] = "update report"
@@ -128,7 +133,9 @@ class UpdateReport(Document):
     end_to_end_old: float | None
     end_to_end_limit: float | None
     end_to_end_share: float | None
+    end_to_end_new: float | None
     other_changes: tuple[str, ...]
+    grown: tuple[str, ...]
     within_layerwise: bool
     within_end_to_end: bool | None
     layers: tuple[UpdatedLayer, ...]
