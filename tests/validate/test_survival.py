@@ -155,6 +155,29 @@ def test_an_engine_that_shows_no_weights(sparse: Graph, layers: tuple[Any, ...],
     assert (check.verdict, check.decides) == ("inconclusive", False)
 
 
+@pytest.mark.parametrize(
+    ("layers", "runs_sparse"),
+    [
+        (((LAYER, True), ("other", False)), True),
+        (((LAYER, False), ("other", True)), False),
+        (((LAYER, None), ("other", False)), None),
+        # the runtime does not tell which entry computes the layer
+        ((("", False), ("other", False)), False),
+        ((("", False), ("other", True)), None),
+        ((), None),
+    ],
+)
+def test_whether_a_sparse_tactic_runs(
+    sparse: Graph, layers: tuple[tuple[str, bool | None], ...], runs_sparse: bool | None
+) -> None:
+    kernels = tuple(
+        EngineLayer(name=node or "entry", onnx_nodes=(node,) if node else (), tactic="", is_sparse=is_sparse, reason="")
+        for node, is_sparse in layers
+    )
+    found = followed(survival(sparse, None, engine_of(sparse, "tensorrt", kernels), bake_report(sparse)))
+    assert found.runs_sparse is runs_sparse
+
+
 def test_a_loss_before_the_engine_fails_whatever_the_engine_shows(broken: Graph) -> None:
     engine = engine_of(broken, "tensorrt")
     assert check_survival(survival(broken, None, engine, None), engine).verdict == "fail"
