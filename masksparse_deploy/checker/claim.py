@@ -169,7 +169,7 @@ class _Check:
                 self._equal("detail", claim.detail, start)
             return
         distances = np.sqrt(np.square(run.dense - run.sparse).sum(axis=1))
-        self._not_exceeded(float(distances.max()), 1 + float(np.abs(run.dense).max()))
+        self._not_exceeded(float(distances.max()), 1 + float(np.abs(run.dense).max(initial=0)))
         self._close("measured", claim.measured, float(distances.max()))
         self._equal("sample_count", claim.sample_count, len(distances))
         self._certified(run)

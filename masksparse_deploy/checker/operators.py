@@ -31,6 +31,8 @@ def apply(node: onnx.NodeProto, inputs: Sequence[Array | None], *, opset: int) -
     if node.op_type in ("Erf", "Gelu"):
         (x,) = (array for array in inputs if array is not None)
         return _erf(x) if node.op_type == "Erf" else _gelu(node, x)
+    if node.op_type == "HardSwish":
+        return _hard_swish(inputs)
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # older versions mean the same and have no implementation
         opset = max(opset, 19)
     feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
@@ -49,6 +51,13 @@ def _gelu(node: onnx.NodeProto, x: Array) -> Array:
     by_tanh = any(attribute.name == "approximate" and attribute.s == b"tanh" for attribute in node.attribute)
     gate = np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)) if by_tanh else _erf(x / math.sqrt(2))
     product: Array = 0.5 * x * (1 + gate)
+    return product
+
+
+def _hard_swish(inputs: Sequence[Array | None]) -> Array:
+    """Its definition has alpha = 1/6, which the reference implementation rounds to float32."""
+    (x,) = (array for array in inputs if array is not None)
+    product: Array = x * np.clip(x / 6 + 0.5, 0, 1)
     return product
 
 

@@ -8,9 +8,12 @@ import pytest
 
 from masksparse_deploy.checker import activations
 from masksparse_deploy.checker.findings import Report
+from masksparse_deploy.checker.network import attributes_of
 from masksparse_deploy.checker.operators import apply
 from masksparse_deploy.checker.recursion import data_free_bound
 from masksparse_deploy.checker.samples import HYBRID, NORMS, RESIDUALS
+from masksparse_deploy.graph.model import Node
+from masksparse_deploy.graph.nodes import apply_node
 from tests.certify.networks import KINDS, MORE_KINDS, random_images, random_pair
 from tests.certify.test_run import small_network
 from tests.checker.cases import SAMPLE_COUNT, Models, check_content, make_case
@@ -53,6 +56,15 @@ SLOPES = {
     **{"Softsign": {}, "Tanh": {}, "Elu": {"alpha": 1.5}, "LeakyRelu": {"alpha": -1.7}},
     "HardSigmoid": {"alpha": 0.3, "beta": 0.4},
 }
+
+
+@pytest.mark.parametrize("op", SLOPES)
+def test_an_activation_is_computed_in_float64(op: str) -> None:
+    """Else tight bounds of sound certificates would be called too small."""
+    proto = onnx.helper.make_node(op, ["x"], ["y"], **SLOPES[op])
+    node = Node(name="", op=op, domain="", inputs=("x",), outputs=("y",), attributes=attributes_of(proto), metadata={})
+    x = np.linspace(-7, 7, 1001)
+    np.testing.assert_allclose(apply(proto, [x], opset=20), apply_node(node, [x], batch=None), rtol=1e-13, atol=1e-14)
 
 
 @pytest.mark.parametrize("op", SLOPES)
