@@ -237,7 +237,8 @@ class Update:
         if self.masks.weights:
             remarks.append(
                 f"the old mask set brought new values for {len(self.masks.weights)} parameters, which belonged to the old "
-                "weights; they are left behind: the new weights are masked as they are"
+                "weights; they are left behind, and the new weights are masked as they are: if that costs too much, run "
+                "'masksparse deploy' for the new checkpoint, which fits or trains them again"
             )
         if certificate.data_sha256 != self.job.test.digest:
             remarks.append(

@@ -1,19 +1,22 @@
 """Masks carried over to new weights, and how well they suit these."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from masksparse_deploy.core.config import MaskOptions, UpdateOptions
+from masksparse_deploy.core.config import MaskOptions, ModelOptions, UpdateOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
-from masksparse_deploy.pipeline.update_masks import NETWORK, carried_over, fit_of_masks, source_of_statistics
+from masksparse_deploy.pipeline.update_masks import NETWORK, carried_over, fit_of_masks, masked_weights, source_of_statistics
 from masksparse_deploy.pipeline.update_report import advice
 from tests.models.tiny_cnn import example_images, magnitude_masks, tiny_cnn
+from tests.pipeline.test_bake_model import permuted_masks
+from tests.project import FACTORY, make_project
 
 OPTIONS = MaskOptions(calibration_count=32, batch_size=16)
 
@@ -105,6 +108,27 @@ def test_statistics_are_those_of_the_masked_network_with_the_new_weights() -> No
     mean = first.mean((0, 2, 3)).numpy()
     assert np.abs(new.statistics["bn.running_mean"] - mean).max() < 1e-5
     assert set(new.statistics) == {n for n in model.state_dict() if n.endswith(("running_mean", "running_var"))}
+
+
+def test_masks_of_a_network_in_another_order_of_channels(tmp_path: Path) -> None:
+    make_project(tmp_path)
+    masks, train = permuted_masks(), Samples(example_images(32))
+    options = ModelOptions(factory=FACTORY, weights="model.safetensors")
+    source_sha256, weights = masked_weights(options, tmp_path, masks)
+    assert source_sha256 == masks.source_sha256
+    # magnitude masks are the best, but only for the order that they were made for
+    assert all(fit.norm == 1 for fit in fit_of_masks(masks, weights, None, points=2.0))
+    (_, as_trained) = masked_weights(options, tmp_path, replace(masks, permutations=()))
+    assert any(fit.norm < 0.99 for fit in fit_of_masks(masks, as_trained, None, points=2.0))
+
+    model = tiny_cnn(1)
+    new = carried_over(masks, model, source_sha256="", statistics="re-estimated", train=train, options=OPTIONS)
+    assert new.permutations == masks.permutations
+    (order,) = (entry.order for entry in masks.permutations if (entry.name, entry.axis) == ("conv.weight", 0))
+    with torch.no_grad():
+        mean = model.conv(torch.from_numpy(train.images)).mean((0, 2, 3)).numpy()
+    assert np.abs(new.statistics["bn.running_mean"] - mean[order]).max() < 1e-5
+    assert np.abs(mean - mean[order]).max() > 1e-3
 
 
 def test_masks_of_another_network_are_refused() -> None:

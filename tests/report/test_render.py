@@ -22,6 +22,7 @@ from tests.report.artifacts import (
     make_survival,
     make_validation,
 )
+from tests.report.updates import make_layer, make_update
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 
@@ -181,7 +182,7 @@ def test_a_layer_without_deviation_is_drawn_by_its_bound_only():
 def test_the_parts_of_a_deviation_are_shown_with_their_order():
     text = _text(render_report(make_inputs()))
     assert "What the deviation is made of Measured, not proved, on 64 samples" in text
-    assert "output 31.4 0.253 0.25 0.031 0.012 3.10" in text
+    assert "output 31.4 0.253 0.25 0.031 0.253 0.012 3.10" in text
     figure = plots.attribution_plot(make_attribution()).figure
     assert [trace["name"] for trace in figure["data"]] == ["mask", "new values", "quantization", "rounding", "whole deviation"]
     assert figure["data"][0]["x"] == [25.0] * 10 and figure["layout"]["barmode"] == "stack"
@@ -311,3 +312,23 @@ def test_too_few_samples_show_no_quantile():
     text = _text(render_report(make_inputs(validation=validation.model_copy(update={"deviation": deviation}))))
     assert "Nothing is said: 9 samples are too few." in text
     assert "Quantile of the distance" not in text
+
+
+def test_an_update_is_shown_where_there_is_one() -> None:
+    assert "What the new weights changed" not in render_report(make_inputs())
+    beyond = make_update(
+        layers=(make_layer("blocks.0", within_layerwise=False),),
+        within_layerwise=False,
+        grown=("blocks.0",),
+        remarks=("a < b",),
+    )
+    for update, words in (
+        (make_update(), "the update is within the budget"),
+        (beyond, "Computed anew, more than that: blocks.0."),
+        (make_update(within_end_to_end=None), "There is no end-to-end budget"),
+        (make_update(other_changes=("PRelu p",)), "Changed, and covered by no budget: PRelu p."),
+    ):
+        html = render_report(make_inputs(update=update, learn=None))
+        assert words in _text(html)
+        assert "The masks are those of the run that was updated" in html
+    assert "a &lt; b" in render_report(make_inputs(update=beyond))
