@@ -28,8 +28,12 @@ def attribution_lines(found: Attribution) -> list[str]:
 
 def _parts(parts: DeviationParts) -> str:
     """What is not zero, in order."""
+    together = f" ({_share(parts.sparsity)} together)" if parts.mask and parts.new_values else ""
     values = {part: getattr(parts, part) for part in PARTS}
-    return ", ".join(f"{_name(part)} {_share(value)}" for part, value in values.items() if value) or "nothing"
+    words = (
+        f"{_name(part)} {_share(value)}{together if part == 'new_values' else ''}" for part, value in values.items() if value
+    )
+    return ", ".join(words) or "nothing"
 
 
 def _name(part: str) -> str:

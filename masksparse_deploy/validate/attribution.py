@@ -37,16 +37,17 @@ Values = npt.NDArray[np.float64]
 
 
 class _Sums:
-    """Squares of the reference, of the steps and of the whole deviation, added up over chunks of samples."""
+    """Squares of the reference, of the steps, of the first two together and of all, added up over chunks of samples."""
 
     def __init__(self) -> None:
         self._count = 0
-        self._squares = np.zeros(len(PARTS) + 2)
+        self._squares = np.zeros(len(PARTS) + 3)
 
     def add(self, values: Sequence[Values]) -> None:
         """Take the outputs of all networks in order for a few samples, the engine's last."""
         steps = [after - before for before, after in itertools.pairwise(values)]
-        self._squares += [float((array**2).sum()) for array in (values[0], *steps, values[-1] - values[0])]
+        together = (steps[0] + steps[1], values[-1] - values[0])
+        self._squares += [float((array**2).sum()) for array in (values[0], *steps, *together)]
         self._count += len(values[0])
 
     @property
@@ -58,8 +59,8 @@ class _Sums:
     def parts(self) -> DeviationParts:
         """Norms relative to the reference's, or as they are where that is 0."""
         scale = np.sqrt(self._squares[0]) or 1.0
-        *steps, total = (float(value) for value in np.sqrt(self._squares[1:]) / scale)
-        return DeviationParts(total=total, **dict(zip(PARTS, steps, strict=True)))
+        *steps, sparsity, total = (float(value) for value in np.sqrt(self._squares[1:]) / scale)
+        return DeviationParts(total=total, sparsity=sparsity, **dict(zip(PARTS, steps, strict=True)))
 
 
 def attribute(

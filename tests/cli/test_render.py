@@ -46,8 +46,8 @@ def test_without_a_recipe_there_is_nothing_about_it() -> None:
 def test_the_parts_of_a_deviation() -> None:
     text = validate_lines(make_validation())
     assert (
-        "outputs 25.3 % from the dense ones: mask 25 %, new values 3.1 %, quantization 1.2 %, rounding 3.1e-05 % "
-        "(l2 of 64 samples; steps, in this order)" in text
+        "outputs 25.3 % from the dense ones: mask 25 %, new values 3.1 % (25.3 % together), quantization 1.2 %, "
+        "rounding 3.1e-05 % (l2 of 64 samples; steps, in this order)" in text
     )
     assert "largest part of the deviation of 9 changed layers, on their own inputs: mask in 9" in text
     hidden = make_attribution().model_copy(update={"output": None, "output_obstacle": "the reference does not cover [mod]"})

@@ -449,7 +449,7 @@ def make_validation(verdict: str = "pass") -> ValidationReport:
 
 def make_attribution() -> Attribution:
     """Mostly mask, and a little of everything else."""
-    parts = DeviationParts(total=0.2531, mask=0.25, new_values=0.031, quantization=0.012, rounding=3.1e-7)
+    parts = DeviationParts(total=0.2531, mask=0.25, new_values=0.031, sparsity=0.253, quantization=0.012, rounding=3.1e-7)
     return Attribution(
         sample_count=64,
         reference="the dense network before it was converted to the precision of the file",

@@ -74,6 +74,7 @@ def require_alone(parts: DeviationParts, source: str, others: float = 0.0) -> No
             pytest.approx(parts.total, abs=ROUNDING + others) if part == source else pytest.approx(0, abs=ROUNDING + others)
         )
         assert value == expected, (part, parts)
+    assert parts.sparsity == pytest.approx(parts.total if source in ("mask", "new_values") else 0, abs=ROUNDING + others)
 
 
 def test_masks_alone(tmp_path: Path) -> None:
@@ -93,6 +94,26 @@ def test_new_values_alone(tmp_path: Path, constant: str) -> None:
     found = all_parts(parts_of(tmp_path, (dense, sparse)))
     for name in ("layer1.conv2", "the output"):
         require_alone(found[name], "new_values")
+
+
+def test_new_values_that_undo_a_mask(tmp_path: Path) -> None:
+    dense, _ = residual_pair()
+    # the channels that layer1.conv1 reads are all 1, so that a weight of one can take over for a weight of another
+    for name, change in (("stem.weight", np.zeros_like), ("stem.bias", np.ones_like)):
+        set_constant(dense, name, change)
+    sparse = onnx.ModelProto()
+    sparse.CopyFrom(dense)
+
+    def move(weight: np.ndarray) -> np.ndarray:
+        weight[:, 1] += weight[:, 0]
+        weight[:, 0] = 0
+        return weight
+
+    set_constant(sparse, "layer1.conv1.weight", move)
+    found = all_parts(parts_of(tmp_path, (dense, sparse)))
+    for name in ("layer1.conv1", "the output"):
+        assert found[name].mask == pytest.approx(found[name].new_values, abs=ROUNDING) and found[name].mask > 0.05
+        assert found[name].sparsity < ROUNDING and found[name].total < ROUNDING
 
 
 def test_what_the_engine_does_otherwise_is_rounding(tmp_path: Path) -> None:

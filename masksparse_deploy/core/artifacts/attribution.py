@@ -14,12 +14,14 @@ class DeviationParts(Record):
     `mask`: weights that the mask removed; `new_values`: re-estimated statistics and new weights; `quantization`: weights
     rounded to the precision of the file, and activations put on the file's grids; `rounding`: what the engine's kernels do
     otherwise than the file evaluated in float64. The four are steps of a telescoping sum in this order, so `total` is at most
-    their sum; another order would give other parts.
+    their sum; another order would give other parts. `sparsity` are the first two as one step: new values are there to undo what
+    the mask does, so that it may be far less than either.
     """
 
     total: float
     mask: float
     new_values: float
+    sparsity: float
     quantization: float
     rounding: float
 
