@@ -179,7 +179,17 @@ class MaskSet:
             frozen = {name: _frozen(array) for name, array in getattr(self, part).items()}
             object.__setattr__(self, part, MappingProxyType(frozen))
         if self.padded_from is None:
+            self._check_values()
             self._check_weights()
+
+    def _check_values(self) -> None:
+        for what, arrays in (("batch-norm statistic", self.statistics), ("new weight", self.weights)):
+            for name, array in arrays.items():
+                if array.dtype != np.float32:
+                    raise ArtifactError(f"{what} {name}: its values are {array.dtype}, not float32")
+                wrong = int(array.size - np.count_nonzero(np.isfinite(array)))
+                if wrong:
+                    raise ArtifactError(f"{what} {name}: {wrong} of {array.size} values are NaN or infinite")
 
     def _check_weights(self) -> None:
         for name in self.layers.keys() & self.weights.keys():
