@@ -21,7 +21,7 @@ _PATTERN = (2, 4)
 _DTYPES = (torch.float16, torch.bfloat16)
 # A multiple of what both libraries ask of rows and of columns, for 16-bit types: 16 and 16, or 32 and 64.
 _MULTIPLE = 64
-_AMPERE, _HOPPER = 8, 9
+_AMPERE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
