@@ -8,10 +8,10 @@ recorded.
 """
 
 import argparse
+import contextlib
 import functools
+import io
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -106,6 +106,9 @@ def compare(engine: Engine, out: Path, count: int) -> dict[str, str]:
     for name, path in recorded.items():
         if not path.exists():
             _polygraphy(references / f"{name}.onnx", inputs, "--save-outputs", str(path))
+    # what trtexec would be given
+    samples.images[:count].tofile(folder / "images.raw")
+    _load_outputs(recorded["sparse"]).tofile(folder / "logits.raw")
     plan = folder / EngineArtifact.read(folder / "sparse.engine.json").plan
     said = {}
     for column, (reference, options) in POLYGRAPHY.items():
@@ -166,12 +169,19 @@ def _masksparse(folder: Path, samples: Samples) -> str:
 
 
 def _polygraphy(model: Path, inputs: Path, *options: str) -> bool:
-    """Run `polygraphy run` on a model with ONNX Runtime and return whether it passes; raises where it did not get that far."""
-    command = [str(Path(sys.executable).with_name("polygraphy")), "run", str(model), "--model-type", "onnx", "--onnxrt"]
-    done = subprocess.run([*command, "--load-inputs", str(inputs), *options], capture_output=True, text=True, check=False)
-    if done.returncode != 0 and "FAILED" not in done.stdout + done.stderr:
-        raise RuntimeError(f"polygraphy did not compare: {done.stderr[-2000:]}")
-    return done.returncode == 0
+    """Do what `polygraphy run` does with ONNX Runtime; whether it passes, raises where it did not get as far as comparing."""
+    from polygraphy.tools import main as polygraphy
+
+    said = io.StringIO()
+    arguments = ["run", str(model), "--model-type", "onnx", "--onnxrt", "--load-inputs", str(inputs), *options]
+    with (
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):  # in this process, which saves importing it each time
+        status = polygraphy(arguments)
+    if status and "FAILED" not in said.getvalue():
+        raise RuntimeError(f"polygraphy did not compare: {said.getvalue()[-2000:]}")
+    return not status
 
 
 def _save_images(path: Path, images: Array) -> Path:

@@ -38,6 +38,8 @@ def command(config: Path, out: Path | None, until: str | None, junit: Path | Non
             f"masksparse deploy runs in one process, and a launcher started {process_count()}; under the launcher run "
             "'masksparse learn', then the other stages ('masksparse bake' and so on) without it"
         )
+    if junit is not None and until not in (None, STAGES[-1].name):
+        raise UsageError(f"--junit writes the checks behind the verdict, and --until {until} gives none; leave one of them out")
     options = read_config(config)
     arguments = " ".join(["masksparse", *sys.argv[1:]])
     job = Job(

@@ -43,10 +43,10 @@ def command(run: Path, gates_file: Path | None, gates: Gates, junit: Path | None
     Gates given as options win over those of the file. The folder is not changed.
     """
     with JunitFile(junit) as results:
-        profile = run / "profile.json"
+        demanded, profile = combined_gates(gates_file, gates), run / "profile.json"
         report = rejudge(
             ValidationReport.read(run / "validation.json"),
-            combined_gates(gates_file, gates),
+            demanded,
             sparse_engine=EngineArtifact.read(run / "sparse.engine.json"),
             certificate=Certificate.read(run / "certificate.json"),
             profile=ProfileReport.read(profile) if profile.is_file() else None,

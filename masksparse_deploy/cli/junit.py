@@ -15,7 +15,7 @@ from masksparse_deploy.report.junit import StageTime, write_junit
 __all__ = ["JunitFile", "junit_option"]
 
 junit_option = click.option(
-    "--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML too, for CI systems; a file."
+    "--junit", type=click.Path(path_type=Path), help="Write the checks as JUnit XML too, for CI systems: a file *.xml."
 )
 
 
@@ -27,11 +27,11 @@ class JunitFile:
         self._start = 0.0
 
     def __enter__(self) -> "JunitFile":
-        """Remove what is there and start the clock; raises UsageError for a folder, OutputError if it cannot be removed."""
+        """Remove what is there and start the clock; raises UsageError for another name, OutputError if it cannot be removed."""
         self._start = time.monotonic()
         if self._path is not None:
-            if self._path.is_dir():
-                raise UsageError(f"--junit {self._path} is a folder; give the path of a file")
+            if self._path.suffix != ".xml" or self._path.is_dir():  # or a slip would remove a file of the user's
+                raise UsageError(f"--junit {self._path}: give the path of a file that ends in .xml, as out/junit.xml")
             try:
                 self._path.unlink(missing_ok=True)
             except OSError as error:

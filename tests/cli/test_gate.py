@@ -65,7 +65,22 @@ def test_an_error_leaves_no_results_of_an_earlier_run(finished: Path, tmp_path: 
     assert junit.is_file()
     assert run([*arguments, str(tmp_path)]) == 2
     assert not junit.exists()
-    assert run(["gate", "--run", str(finished / "out"), "--junit", str(tmp_path)]) == 2
+
+
+def test_a_name_that_is_no_xml_file_is_refused_and_nothing_removed(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = gates(tmp_path, **WIDE)
+    (tmp_path / "folder.xml").mkdir()
+    for path in (file, str(tmp_path / "folder.xml")):
+        assert run(["gate", "--run", str(finished / "out"), "--junit", path]) == 2
+        assert f"--junit {path}: give the path of a file that ends in .xml, as out/junit.xml" in capsys.readouterr().err
+        assert Path(path).exists()
+
+
+def test_there_are_no_checks_without_a_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["deploy", "deploy.yaml", "--until", "bake", "--junit", str(tmp_path / "junit.xml")]) == 2
+    assert "--until bake gives none; leave one of them out" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
