@@ -62,12 +62,14 @@ def _comparison(comparison: Comparison) -> str:
 def _budgets(report: UpdateReport) -> Iterator[str]:
     left = sum(not layer.within_layerwise for layer in report.layers)
     above = f"more than {100 * report.growth:g} % above the old one"
-    if not left:
+    if report.within_layerwise:
         yield f"within the layerwise budget: no layer's bound is {above}, without computing any again"
     else:
         anew = f"beyond the layerwise budget in {left} of {len(report.layers)} layers; computed anew, "
         named = ", ".join(escape(name) for name in report.grown[:_NAMED]) + (" ..." if len(report.grown) > _NAMED else "")
         yield anew + (f"{len(report.grown)} bounds are {above} ({named})" if report.grown else f"no layer's bound is {above}")
+    if report.other_changes:
+        yield f"changed, and covered by no budget: {escape(', '.join(report.other_changes))}"
     if report.within_end_to_end is None:
         yield "no end-to-end budget: there is no data-free bound"
         return
@@ -77,5 +79,3 @@ def _budgets(report: UpdateReport) -> Iterator[str]:
         f"{where} the end-to-end budget of {report.end_to_end_share:.2e} of each layer's norm; data-free bound "
         f"{report.end_to_end_old:.3g} -> {now}, limit {report.end_to_end_limit:.3g}"
     )
-    if report.other_changes:
-        yield f"changed, and covered by no budget: {escape(', '.join(report.other_changes))}"

@@ -28,7 +28,16 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import unsupported_operators
 from masksparse_deploy.pipeline.norms import available_deficits
 
-__all__ = ["Certified", "advice", "changed_operators", "compare", "grown_layers", "is_within_end_to_end", "updated_layers"]
+__all__ = [
+    "Certified",
+    "advice",
+    "changed_operators",
+    "compare",
+    "grown_layers",
+    "is_within_end_to_end",
+    "is_within_layerwise",
+    "updated_layers",
+]
 
 _NAMED = 3
 # S(R) + S(R' - R) is at least S(R'); float64 may say otherwise by less than this.
@@ -153,6 +162,12 @@ def grown_layers(layers: Sequence[UpdatedLayer], *, growth: float) -> tuple[str,
         for layer in layers
         if (layer.difference_norm_new or 0.0) > (1 + growth) * (layer.difference_norm_old or 0.0)
     )
+
+
+def is_within_layerwise(layers: Sequence[UpdatedLayer], others: Sequence[str], old: Certified, new: Certified) -> bool:
+    """Whether every layer kept its budget, and no layer that a certificate bounds changed without having one."""
+    uncovered = {name.partition(" ")[2] for name in others} & {*old.bounds, *new.bounds}
+    return all(layer.within_layerwise for layer in layers) and not uncovered
 
 
 def is_within_end_to_end(layers: Sequence[UpdatedLayer], others: Sequence[str]) -> bool | None:

@@ -33,6 +33,7 @@ from masksparse_deploy.pipeline.update_report import (
     compare,
     grown_layers,
     is_within_end_to_end,
+    is_within_layerwise,
     updated_layers,
 )
 
@@ -218,7 +219,7 @@ class Update:
             end_to_end_new=new.budgets.bound,
             other_changes=others,
             grown=grown_layers(layers, growth=self.options.growth),
-            within_layerwise=all(layer.within_layerwise for layer in layers),
+            within_layerwise=is_within_layerwise(layers, others, old, new),
             within_end_to_end=is_within_end_to_end(layers, others),
             layers=layers,
             masks=masks,

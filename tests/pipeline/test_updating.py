@@ -16,9 +16,10 @@ from masksparse_deploy.core.artifacts.certificate import DATA_FREE, Certificate
 from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.masks import read_mask_set
+from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.reader import read_graph
-from masksparse_deploy.pipeline.update_report import grown_layers
+from masksparse_deploy.pipeline.update_report import Certified, grown_layers, is_within_layerwise
 from masksparse_deploy.pipeline.updating import AGAINST_DENSE, AGAINST_MASKED
 from tests.project import make_project
 
@@ -130,6 +131,16 @@ def test_layers_whose_bound_grew_by_more_are_named(updated: tuple[Path, Path, Up
         assert grown_layers([layers[1], *rest], growth=0.1) == grown
     fresh = layers[1].model_copy(update={"difference_norm_old": None})
     assert grown_layers([fresh], growth=0.1) == (fresh.layer,)
+
+
+def test_a_bounded_layer_that_changed_without_a_budget_is_beyond_it(updated: tuple[Path, Path, UpdateReport]) -> None:
+    old, new, report = updated
+    samples = Samples(np.load(old.parent / "test.npz")["images"])
+    folders = [Certified(folder, samples, 0.1) for folder in (old, new)]
+    layers = [layer.model_copy(update={"within_layerwise": True}) for layer in report.layers]
+    assert is_within_layerwise(layers, ("PRelu slope",), *folders)
+    assert not is_within_layerwise(layers[:1], (f"ConvTranspose {layers[1].node}",), *folders)
+    assert not is_within_layerwise([layers[0].model_copy(update={"within_layerwise": False})], (), *folders)
 
 
 @pytest.mark.parametrize(("name", "other"), [(AGAINST_MASKED, "sparse.onnx"), (AGAINST_DENSE, "dense.onnx")])
