@@ -15,7 +15,7 @@ __all__ = ["ScoreSelector", "initial_scores", "select_largest"]
 class ScoreSelector(Selector):
     """One score per weight; the N highest scores of every group are chosen, in training as in evaluation.
 
-    Any N:M up to M = 16. Scores start at |w| relative to the mean of the group, so that learning starts at magnitude masks.
+    Any N:M up to M = 32. Scores start at |w| relative to the mean of the group, so that learning starts at magnitude masks.
 
     Attributes:
         scores: float32, the weight's shape.
