@@ -153,7 +153,9 @@ def layer_pairs(pair: Pair, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
         dense, sparse = (
             [graph.constants[name].astype(np.float64) for name in constants] for graph in (pair.dense, pair.sparse)
         )
-        offsets = [np.broadcast_to(w[1] if len(w) > 1 else 0.0, (channels,)).astype(np.float64) for w in (dense, sparse)]
+        # Gemm broadcasts its bias over the rows and, where it is shorter, over the columns
+        biases = [arrays[1] if len(arrays) > 1 else np.zeros(channels) for arrays in (dense, sparse)]
+        offsets = [np.broadcast_to(bias, np.broadcast_shapes(bias.shape, (channels,))) for bias in biases]
         found[node.outputs[0]] = LayerPair(
             node=node,
             dense=dense[0],

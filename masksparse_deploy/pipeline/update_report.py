@@ -123,7 +123,7 @@ def _updated_layer(name: str, old: Certified, new: Certified) -> UpdatedLayer:
         total = (start + weight_norm(node, added, old.shapes[node.inputs[0]], new.norms).value) * _SUM
         frobenius = (start + frobenius_factor(node, added) * LayerUpdate.size(added)) * _SUM
     return UpdatedLayer(
-        layer=old.pair.stored_names[name].removesuffix(".weight"),
+        layer=old.pair.stored_names.get(name, node.name).removesuffix(".weight"),
         node=node.name,
         weight_norm=LayerUpdate.size(before.dense),
         dense_update=update.dense,

@@ -199,7 +199,7 @@ class Update:
         layers, others = updated_layers(old, new), changed_operators(old, new)
         masks = fit_of_masks(self.masks, self._new_weights(), self._old_weights(), points=self.options.relearn_points)
         relearn, sentence = advice(masks, points=self.options.relearn_points)
-        accuracy, before = ValidationReport.read(job.out / "validation.json").accuracy, self._old_accuracy()
+        accuracy, (before, _) = ValidationReport.read(job.out / "validation.json").accuracy, self._old_accuracy
         return UpdateReport(
             dense_old_sha256=old.certificate.dense_sha256,
             sparse_old_sha256=old.certificate.sparse_sha256,
@@ -246,7 +246,8 @@ class Update:
                 "the old certificate was made with other images: bounds are not added to its own, and the end-to-end budget "
                 "is for inputs up to the largest norm of today's images"
             )
-        return remarks
+        _, unread = self._old_accuracy
+        return remarks if unread is None else [*remarks, unread]
 
     def _new_weights(self) -> Weights:
         return masked_weights(self.job.config.model, self.job.folder, self.masks)[1]
@@ -262,13 +263,17 @@ class Update:
         path = self.before.folder / self.before.config.model.weights
         return sha256_file(path) if path.is_file() else ""
 
-    def _old_accuracy(self) -> AccuracyComparison | None:
-        """On the same samples, if the old run has it."""
+    @cached_property
+    def _old_accuracy(self) -> tuple[AccuracyComparison | None, str | None]:
+        """On the same samples, if the old run has it, and a remark where it cannot be read: it is only to compare with."""
         path = self.before.out / "validation.json"
         if not path.is_file():
-            return None
-        report = ValidationReport.read(path)
-        return report.accuracy if report.data_sha256 == self.job.test.digest else None
+            return None, None
+        try:
+            report = ValidationReport.read(path)
+        except ArtifactError as error:
+            return None, f"the accuracy of the old run is not shown: {error}"
+        return (report.accuracy if report.data_sha256 == self.job.test.digest else None), None
 
     def _report_inputs(self, job: Job) -> dict[str, Any]:
         shown = [name for name in (*REPORTED, UPDATE) if (job.out / name).is_file()]

@@ -310,6 +310,18 @@ def test_a_layer_that_no_mask_touches_has_no_layerwise_limit_and_must_stay_the_s
     )
 
 
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (1,)])
+def test_a_bias_that_is_broadcast_has_a_budget(shape: tuple[int, ...]) -> None:
+    build = Builder(0)
+    x = build.node("Flatten", build.node("GlobalAveragePool", "x"))
+    bias = build.random(*shape)
+    dense = build.model(build.node("Gemm", x, build.random(3, 4), bias, transB=1), ("batch", 3))
+    pair = as_pair((dense, dense))
+    (entry,) = layer_pairs(pair, shapes_of(pair)).values()
+    assert entry.positions == 1
+    assert np.array_equal(np.ravel(entry.dense_offset), np.broadcast_to(arrays(dense)[bias], (1, 3))[0])
+
+
 def test_what_no_budget_covers_is_named() -> None:
     models = random_pair(["prelu", "conv"], 0)
     old = as_pair(models)

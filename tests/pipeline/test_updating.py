@@ -207,10 +207,14 @@ def test_without_the_old_checkpoint_nothing_is_said_about_the_age_of_masks(
     shutil.copytree(project / "new", tmp_path / "new")
     # as where the new checkpoint took the place of the old one
     shutil.copyfile(project / "moved-0.02.safetensors", project / "model.safetensors")
+    (project / "out" / "validation.json").write_text('{"kind": "validation report", "schema_version": 0}')
     report = update(project / "deploy.yaml", project / "model.safetensors", tmp_path / "new", "--run", str(project / "out"))
     assert report.relearn is None
     assert report.advice.startswith("Whether the masks have aged cannot be told, as the checkpoint they were made for is gone")
     assert {mask.norm_before for mask in report.masks} == {None}
+    # what is only compared with does not stop an update
+    assert report.dense_correct_old is report.sparse_correct_old is None
+    assert any(remark.startswith("the accuracy of the old run is not shown: ") for remark in report.remarks)
 
 
 def spoil_state(change: Callable[[State], None]) -> Callable[[Path], None]:
