@@ -69,7 +69,7 @@ class Engine:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, build the engines, ask the validators, print a table."""
+    """Parse the command line, build the engines, ask the validators, print a table; wrong answers are bold."""
     parser = argparse.ArgumentParser(description="Validators on good and bad engines of the digits sample.")
     parser.add_argument("--out", type=Path, required=True, help="folder for the chains and the engines")
     parser.add_argument("--only", nargs="*", default=[engine.name for engine in ENGINES], help="names of engines")
@@ -80,7 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for engine in ENGINES:
         if engine.name in given.only:
             said = compare(engine, given.out, given.count)
-            print(f"| {engine.name} | {_word(engine.is_good)} | {' | '.join(said[column] for column in columns)} |", flush=True)
+            wanted = _word(engine.is_good)
+            answers = [said[column] if said[column].startswith(wanted) else f"**{said[column]}**" for column in columns]
+            print(f"| {engine.name} | {wanted} | {' | '.join(answers)} |", flush=True)
 
 
 def compare(engine: Engine, out: Path, count: int) -> dict[str, str]:
@@ -165,7 +167,8 @@ def _masksparse(folder: Path, samples: Samples) -> str:
             out=Path(scratch),
         )
     blocking = [check.name for check in report.checks if check.verdict == "fail" or (check.decides and check.verdict != "pass")]
-    return report.verdict + (f": {', '.join(blocking)}" if blocking else "")
+    others = f" and {len(blocking) - 1} other check{'s' if len(blocking) > 2 else ''}" if len(blocking) > 1 else ""
+    return report.verdict + (f": {blocking[0]}{others}" if blocking else "")
 
 
 def _polygraphy(model: Path, inputs: Path, *options: str) -> bool:

@@ -43,6 +43,8 @@ def test_each_fault_changes_the_constants_that_it_names() -> None:
     assert changed("_swapped_layers") == set(names[-4:])
 
 
+# Polygraphy looks for its extensions in a way that Python 3.11 warns of.
+@pytest.mark.filterwarnings("ignore:SelectableGroups dict interface:DeprecationWarning")
 @pytest.mark.slow
 def test_the_validators_are_asked_about_a_good_and_a_bad_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
@@ -59,4 +61,4 @@ def test_the_validators_are_asked_about_a_good_and_a_bad_engine(tmp_path: Path, 
     }
     bad = compare(engines["classes permuted"], tmp_path, 32)
     assert {said.partition(":")[0] for said in bad.values()} == {"fail"}
-    assert "accuracy drop" in bad["masksparse"]
+    assert bad["masksparse"].startswith("fail: weights of the sparse plan and ")
