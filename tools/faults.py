@@ -49,8 +49,7 @@ class Site:
         """Replace an initializer by `change` of it, in its own type."""
         tensor = _initializer(self.model, name)
         array = numpy_helper.to_array(tensor)
-        changed = np.ascontiguousarray(change(array.copy()).astype(array.dtype))
-        new = numpy_helper.from_array(changed, name)
+        new = numpy_helper.from_array(np.asarray(change(array.copy()), dtype=array.dtype), name)
         new.metadata_props.extend(tensor.metadata_props)
         tensor.CopyFrom(new)
 
@@ -124,7 +123,11 @@ def _swap(site: Site) -> None:
     for place in (1, 2):
         first.input[place], second.input[place] = second.input[place], first.input[place]
     # what makes weights of integers must stand before all that reads them
-    makers = {node.name for name in (*first.input[1:], *second.input[1:]) if (node := _maker(site.model, name)) is not None}
+    makers, names = set(), [*first.input[1:], *second.input[1:]]
+    while names:
+        if (node := _maker(site.model, names.pop())) is not None:
+            makers.add(node.name)
+            names += node.input
     found = [onnx.NodeProto.FromString(node.SerializeToString()) for node in site.model.graph.node]
     found.sort(key=lambda node: node.name not in makers)
     del site.model.graph.node[:]

@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,27 +176,30 @@ def find(case: Case, fault: Fault, place: str, folder: Path) -> Finding | None:
     for path in case.folder.iterdir():
         if path.is_file():
             shutil.copy(path, folder)
+    backend = _FaultyRuntime(changed)
+    runtime: AbstractContextManager[Any] = nullcontext()
+    if place == "digests":
+        (folder / "sparse.onnx").write_bytes(changed)
+    elif place == "file":
+        _build_faulty_files(case, fault, changed, folder)
+    else:
+        backend.build(folder / "sparse.onnx", folder, case.engine, name="sparse")
+    if place == "runtime":
+        runtime = patch("masksparse_deploy.validate.run.get_backend", return_value=backend)
     report, refusal = None, ""
     try:
-        backend, certificate = _FaultyRuntime(changed), case.certificate
-        if place == "digests":
-            (folder / "sparse.onnx").write_bytes(changed)
-        elif place == "file":
-            certificate = _from_faulty_files(case, fault, changed, folder)
-        else:
-            backend.build(folder / "sparse.onnx", folder, case.engine, name="sparse")
-        if place == "runtime":
-            with patch("masksparse_deploy.validate.run.get_backend", return_value=backend):
-                report = _validate(case, certificate, folder)
-        else:
+        certificate = case.certificate
+        if place == "file":
+            certificate = certify(folder / "dense.onnx", folder / "sparse.onnx", case.samples, case.certify)
+        with runtime:
             report = _validate(case, certificate, folder)
     except MasksparseError as error:
         refusal = str(error).replace(f"{folder}/", "")
     return Finding(fault=fault.name, place=place, layers=tuple(layers), report=report, refusal=refusal)
 
 
-def _from_faulty_files(case: Case, fault: Fault, sparse: bytes, folder: Path) -> Certificate:
-    """Write the sparse file, and the dense one if the fault is in the graph of both, and make all that is made of them."""
+def _build_faulty_files(case: Case, fault: Fault, sparse: bytes, folder: Path) -> None:
+    """Write the sparse file, and the dense one if the fault is in the graph of both, with engines and bake report."""
     (folder / "sparse.onnx").write_bytes(sparse)
     if fault.in_graph:
         site = case.site()
@@ -207,7 +211,6 @@ def _from_faulty_files(case: Case, fault: Fault, sparse: bytes, folder: Path) ->
     if (folder / "bake.json").exists():
         digests = {f"{name}_sha256": read_graph(folder / f"{name}.onnx").sha256 for name in ("dense", "sparse")}
         BakeReport.read(folder / "bake.json").model_copy(update=digests).write(folder / "bake.json")
-    return certify(folder / "dense.onnx", folder / "sparse.onnx", case.samples, case.certify)
 
 
 def _validate(case: Case, certificate: Certificate, folder: Path) -> ValidationReport:
@@ -267,7 +270,11 @@ def _outside(report: ValidationReport) -> str:
 def _few(finding: Finding) -> str:
     more = len(set(finding.named) - set(finding.layers))
     fewer = len(set(finding.layers) - set(finding.named))
-    return f"{len(finding.layers) - fewer} of its {len(finding.layers)}, {more} others"
+    return (
+        f"{len(finding.layers) - fewer} of its {len(finding.layers)}, {more} others"
+        if finding.layers
+        else "the layer next to it"
+    )
 
 
 def _cell(check: Check) -> str:
@@ -313,13 +320,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Planted faults, found and missed.")
     parser.add_argument("config", type=Path, help="the deploy.yaml of a run that has ended")
     parser.add_argument("--out", type=Path, required=True, help="its output folder")
+    parser.add_argument("--only", default="", help="faults with this text in their names")
     given = parser.parse_args(arguments)
     case = read_case(given.config, given.out)
     site, findings = case.site(), []
     for place in PLACES:
         for fault in FAULTS:
             # one is enough for the digests, which do not look at what was changed
-            if case.precision not in fault.precisions or (place == "digests" and fault is not FAULTS[0]):
+            if (
+                given.only not in fault.name
+                or case.precision not in fault.precisions
+                or (place == "digests" and fault is not FAULTS[0])
+            ):
                 continue
             print(f"{place}: {fault.name}", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory() as folder:

@@ -204,7 +204,7 @@ def attribution_plot(attribution: Attribution) -> Plot:
     figure["layout"]["yaxis"].update(
         {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
     )
-    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
     return Plot(
         "attribution",
         f"What the deviation of the output and of {len(attribution.layers)} changed layers is made of.",
