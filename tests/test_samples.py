@@ -55,6 +55,11 @@ def test_digits_from_checkpoint_to_verdict(digits_run: Path) -> None:
     assert accuracy["dense_correct"] / accuracy["total"] >= 0.99
     assert accuracy["drop_points"] <= 0.5
 
+    # docs/attribution.md: half the outputs' norm is the mask's, statistics estimated anew undo most of it, rounding is nothing
+    parts = json.loads((digits_run / "validation.json").read_text())["attribution"]["output"]
+    assert parts["sparsity"] < 0.5 * parts["mask"] < 0.5 and parts["total"] < 0.25
+    assert parts["quantization"] == 0 < parts["rounding"] < 1e-6
+
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -86,6 +91,8 @@ def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch:
     layers = json.loads((tmp_path / "out" / "validation.json").read_text())["layers"]
     assert len(layers) == 11
     assert all(layer["verdict"] == "pass" for layer in layers)
+    parts = json.loads((tmp_path / "out" / "validation.json").read_text())["attribution"]["output"]
+    assert 1e-4 < parts["quantization"] < 1e-3
     monkeypatch.setenv("PYTHONPATH", str(DIGITS))  # as from the sample's folder, where its README runs the check
     out = tmp_path / "out"
     files = ["--dense", out / "dense.onnx", "--sparse", out / "sparse.onnx", "--data", "data:test"]
