@@ -9,6 +9,10 @@ import pytest
 import yaml
 
 from masksparse_deploy.cli.main import run
+from masksparse_deploy.core.config import Gates
+from masksparse_deploy.pipeline.config_file import read_config
+from masksparse_deploy.pipeline.job import Job
+from masksparse_deploy.pipeline.stages import STAGES
 
 WIDE = {"accuracy_drop_points": 100.0, "flip_rate": 1.0}
 
@@ -101,6 +105,18 @@ def test_mistakes_are_named(
     (tmp_path / "gates.yaml").write_text(text)
     assert run(["gate", "--run", str(finished / "out"), "--gates", str(tmp_path / "gates.yaml")]) == code
     assert message in capsys.readouterr().err
+
+
+def test_the_chain_judges_new_times_only_if_a_gate_reads_them(finished: Path) -> None:
+    (stage,) = (stage for stage in STAGES if stage.name == "validate")
+    config = read_config(finished / "deploy.yaml")
+
+    def files(gates: Gates) -> set[str]:
+        options = config.model_copy(update={"gates": gates})
+        job = Job(config=options, folder=finished, out=finished / "out", command="", config_text="")
+        return set(stage.inputs(job)["files"])
+
+    assert files(Gates(latency_ratio=1.0)) - files(Gates()) == {"profile.json"}
 
 
 def test_validate_takes_the_file_too(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
