@@ -35,6 +35,8 @@ def apply(node: onnx.NodeProto, inputs: Sequence[Array | None], *, opset: int) -
         return _hard_swish(inputs)
     if node.op_type in ("QuantizeLinear", "DequantizeLinear"):  # older versions mean the same and have no implementation
         opset = max(opset, 19)
+    if node.op_type in ("AveragePool", "MaxPool") and inputs[0] is not None:
+        node = _with_pads(node, inputs[0].shape[2:])
     feeds = {name: array for name, array in zip(node.input, inputs, strict=True) if array is not None}
     types = tuple((name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype)) for name, array in feeds.items())
     run = _evaluator(node.SerializeToString(deterministic=True), types, opset)
@@ -59,6 +61,26 @@ def _hard_swish(inputs: Sequence[Array | None]) -> Array:
     (x,) = (array for array in inputs if array is not None)
     product: Array = x * np.clip(x / 6 + 0.5, 0, 1)
     return product
+
+
+def _with_pads(node: onnx.NodeProto, size: Sequence[int]) -> onnx.NodeProto:
+    """The same pooling with its padding written out: the reference implementation takes SAME_LOWER for something else."""
+    attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+    if attributes.get("auto_pad", b"NOTSET") not in (b"SAME_LOWER", b"SAME_UPPER"):
+        return node
+    ones = (1,) * len(size)
+    kernel, strides, dilations = (attributes.get(name) or ones for name in ("kernel_shape", "strides", "dilations"))
+    totals = [
+        max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0) for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
+    ]
+    smaller, larger = [total // 2 for total in totals], [total - total // 2 for total in totals]
+    pads = smaller + larger if attributes["auto_pad"] == b"SAME_UPPER" else larger + smaller
+    padded = onnx.NodeProto()
+    padded.CopyFrom(node)
+    del padded.attribute[:]
+    padded.attribute.extend(attribute for attribute in node.attribute if attribute.name not in ("auto_pad", "pads"))
+    padded.attribute.append(onnx.helper.make_attribute("pads", pads))
+    return padded
 
 
 @functools.lru_cache(maxsize=4096)

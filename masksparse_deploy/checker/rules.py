@@ -223,8 +223,13 @@ def _average_pool(node: onnx.NodeProto, around: Surroundings, source: Sequence[i
     del counted.attribute[:]
     counted.attribute.extend([*kept, onnx.helper.make_attribute("count_include_pad", 1)])
     size = math.prod(attributes_of(node)["kernel_shape"])
-    share = 1.0 if attributes_of(node).get("count_include_pad", 0) else apply(counted, [elements], opset=_POOLS).min()
-    return math.sqrt(overlap / (size * float(share)))
+    if attributes_of(node).get("count_include_pad", 0):
+        return math.sqrt(overlap / size)
+    try:
+        share = float(apply(counted, [elements], opset=_POOLS).min())
+    except Exception as error:  # the reference implementation raises unrelated types
+        raise NoRuleError(f"{node.op_type} ({type(error).__name__} where it is computed)") from error
+    return math.sqrt(overlap / (size * share))
 
 
 def _mean(node: onnx.NodeProto, around: Surroundings, source: Sequence[int], result: Sequence[int]) -> float:

@@ -67,6 +67,17 @@ def test_an_activation_is_computed_in_float64(op: str) -> None:
     np.testing.assert_allclose(apply(proto, [x], opset=20), apply_node(node, [x], batch=None), rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_pools_with_automatic_padding(op: str, auto_pad: str) -> None:
+    """With the stride above the window, nothing is padded at all."""
+    x = np.random.default_rng(0).standard_normal((2, 3, 7, 6))
+    for kernel, strides in (([3, 3], [1, 2]), ([2, 4], [3, 1]), ([1, 2], [2, 3])):
+        proto = onnx.helper.make_node(op, ["x"], ["y"], auto_pad=auto_pad, kernel_shape=kernel, strides=strides)
+        node = Node(name="", op=op, domain="", inputs=("x",), outputs=("y",), attributes=attributes_of(proto), metadata={})
+        np.testing.assert_allclose(apply(proto, [x], opset=20), apply_node(node, [x], batch=None), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("op", SLOPES)
 def test_a_slope_is_the_largest_and_hardly_more(op: str) -> None:
     node = onnx.helper.make_node(op, ["x"], ["y"], **SLOPES[op])
