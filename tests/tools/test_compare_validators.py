@@ -43,6 +43,16 @@ def test_each_fault_changes_the_constants_that_it_names() -> None:
     assert changed("_swapped_layers") == set(names[-4:])
 
 
+def test_wrong_answers_are_bold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [*(f"Polygraphy {name}" for name in POLYGRAPHY), "trtexec's rule l0", "trtexec's rule cos"]
+    said = {**dict.fromkeys(columns, "pass"), "masksparse": "fail: accuracy drop"}
+    monkeypatch.setattr(compare_validators, "compare", lambda *arguments: said)
+    compare_validators.main(["--out", str(tmp_path), "--only", "INT8", "classes permuted"])
+    _, _, good, bad = capsys.readouterr().out.splitlines()
+    assert good == "| INT8 | pass |" + " pass |" * 6 + " **fail: accuracy drop** |"
+    assert bad == "| classes permuted | fail |" + " **pass** |" * 6 + " fail: accuracy drop |"
+
+
 # Polygraphy looks for its extensions in a way that Python 3.11 warns of.
 @pytest.mark.filterwarnings("ignore:SelectableGroups dict interface:DeprecationWarning")
 @pytest.mark.slow
