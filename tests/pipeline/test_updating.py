@@ -215,6 +215,7 @@ def test_without_the_old_checkpoint_nothing_is_said_about_the_age_of_masks(
     # what is only compared with does not stop an update
     assert report.dense_correct_old is report.sparse_correct_old is None
     assert any(remark.startswith("the accuracy of the old run is not shown: ") for remark in report.remarks)
+    assert str(tmp_path) not in (tmp_path / "new" / "update.json").read_text()
 
 
 def spoil_state(change: Callable[[State], None]) -> Callable[[Path], None]:
