@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.graph.annotations import ROLE, ROLE_DENSE, ROLE_SPARSE
 from masksparse_deploy.graph.fold import fold_constants
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Graph, Node
@@ -43,10 +44,14 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
     """Read two ONNX files that the bake stage wrote together.
 
     Raises:
-        UsageError: a file is missing.
+        UsageError: a file is missing, or the two are given in each other's place.
         ArtifactError: a file is damaged, or the two are not the same graph; names the first difference.
     """
     dense, sparse = read_graph(dense_path), read_graph(sparse_path)
+    if (dense.metadata.get(ROLE), sparse.metadata.get(ROLE)) == (ROLE_SPARSE, ROLE_DENSE):
+        raise UsageError(
+            f"{dense_path} says that it is the sparse file, and {sparse_path} the dense one; exchange the two paths"
+        )
     try:
         return pair_graphs(dense, sparse)
     except ArtifactError as error:

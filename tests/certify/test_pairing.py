@@ -9,7 +9,8 @@ import pytest
 from onnx import numpy_helper
 
 from masksparse_deploy.certify.pairing import pair_graphs, read_pair
-from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.graph.annotations import ROLE, ROLE_DENSE, ROLE_SPARSE
 from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.graph.twins import masked_layers
 from tests.certify.networks import as_pair
@@ -109,3 +110,15 @@ def test_a_weight_that_only_a_body_reads_must_be_the_same() -> None:
     message = "'inner', which a body of an If, Loop or Scan reads, has different values, and no bound covers it"
     with pytest.raises(ArtifactError, match=message):
         pair_graphs(*graphs)
+
+
+def test_files_in_each_others_place_are_told_by_their_annotations(tmp_path: Path) -> None:
+    paths = tmp_path / "dense.onnx", tmp_path / "sparse.onnx"
+    for path, model, role in zip(paths, residual_pair(), (ROLE_DENSE, ROLE_SPARSE), strict=True):
+        onnx.helper.set_model_props(model, {ROLE: role})
+        path.write_bytes(model.SerializeToString())
+    assert read_pair(*paths).dense.metadata[ROLE] == ROLE_DENSE
+    message = r"sparse\.onnx says that it is the sparse file, and .*dense\.onnx the dense one; exchange the two paths"
+    with pytest.raises(UsageError, match=message):
+        read_pair(*reversed(paths))
+    read_pair(paths[1], paths[1])  # an update is bounded against the sparse file of before
