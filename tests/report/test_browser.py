@@ -15,7 +15,7 @@ from tests.report.artifacts import make_inputs, make_profile, make_validation
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-PLOT_COUNT = 6
+PLOT_COUNT = 7
 CASES = {
     "pass": make_inputs(),
     "fail": make_inputs(validation=make_validation("fail"), profile=make_profile(1.4, 0.02, ("the clock is too coarse",))),
