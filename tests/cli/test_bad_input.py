@@ -170,6 +170,13 @@ VERBS: list[tuple[str, str, Spoil, int, str]] = [
     ("certify: data of another shape", CERTIFY, data_of_shape(20, 1, 8, 8), 2, "3"),
     ("validate: ONNX of another engine", VALIDATE, swap_onnx, 4, "digest"),
     ("validate: plan changed", VALIDATE, other_plan, 4, "digest"),
+    (
+        "validate: one network before its conversion",
+        VALIDATE + " --dense-fp32 out/dense.onnx",
+        lambda folder: None,
+        2,
+        "only one of --dense-fp32 and --sparse-fp32 was given; give both files, or none",
+    ),
     ("report: empty folder", "report empty", lambda f: (f / "empty").mkdir(), 2, "empty"),
 ]
 
