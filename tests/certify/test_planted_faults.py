@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.certify import activations, data_free, elementwise, lipschitz, recursion
 from masksparse_deploy.certify.data_free import data_free_bound
@@ -113,6 +113,27 @@ def test_a_forgotten_difference_of_biases(monkeypatch: Patch) -> None:
     with pytest.raises(AssertionError, match="of Conv 'Conv0' is below the measured"):
         run(pair)
     assert data_free_bound(pair, **arguments) < distance
+
+
+def squares() -> Pair:
+    """x^2 in the dense network and 9 x^2 in the sparse one, for one number x."""
+    nodes = [helper.make_node("Conv", ["x", f"w{name}"], [name], name=name) for name in "ab"]
+    nodes.append(helper.make_node("Mul", ["a", "b"], ["y"], name="y"))
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ("batch", 1, 1, 1)) for name in "xy"]
+    models = []
+    for weight in (1.0, 3.0):
+        weights = [numpy_helper.from_array(np.full((1, 1, 1, 1), weight, dtype=np.float32), f"w{name}") for name in "ab"]
+        graph = helper.make_graph(nodes, "squares", ends[:1], ends[1:], weights)
+        models.append(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)]))
+    return as_pair((models[0], models[1]))
+
+
+def test_a_product_bounded_with_the_dense_network_alone(monkeypatch: Patch) -> None:
+    shapes, norms = dict.fromkeys("xaby", (1, 1, 1)), NormCache(grid=8)
+    # |x^2 - 9 x^2| = 32 for |x| = 2
+    assert data_free_bound(squares(), radius=2.0, shapes=shapes, norms=norms) >= 32
+    monkeypatch.setattr(data_free._Ball, "sparse_radius", property(lambda ball: ball.radius))
+    assert data_free_bound(squares(), radius=2.0, shapes=shapes, norms=norms) < 32
 
 
 def test_an_elementwise_bound_that_is_too_small(monkeypatch: Patch) -> None:

@@ -61,7 +61,7 @@ class Emulated:
         return {name: (array * (1 + self._changes.get(name, 0.0))).astype(np.float32) for name, array in values.items()}
 
     def prepare(self, images: npt.NDArray[np.float32]) -> Any:
-        raise NotImplementedError
+        raise AssertionError("layers are compared, not timed")
 
 
 def compared(deployment: Deployment, pairs: tuple[LayerPair, ...], kernels: Mapping[str, Kernel], change: float = 0.0):
