@@ -256,3 +256,19 @@ def test_fingerprint_sees_names_shapes_dtypes_and_values() -> None:
         {"a": np.full((2, 3), 1e-30, np.float32)},
     ]
     assert len({fingerprint(arrays) for arrays in [base, *others]}) == 5
+
+
+@pytest.mark.parametrize(("group_axis", "wrong_axis"), [(1, 0), (0, 1)])
+def test_a_mask_that_is_transposable_in_name_only_is_refused(group_axis: int, wrong_axis: int) -> None:
+    keep = np.zeros((4, 4), dtype=np.bool_)
+    keep[:, :2] = True
+    keep = keep if group_axis == 1 else keep.T
+    pattern = NMPattern(n=2, m=4, transposable=True)
+    with pytest.raises(ArtifactError, match=f"4 of 4 groups do not keep exactly 2 of 4 along axis {wrong_axis}"):
+        LayerMask(weight_name="w", keep=keep, group_axis=group_axis, pattern=pattern)
+
+
+def test_a_transposable_mask_needs_full_tiles() -> None:
+    keep = np.tile(np.array([[True, True, False, False]]), (6, 1))
+    with pytest.raises(ArtifactError, match="axis 0 has 6 elements; a transposable T2:4 mask needs multiples of 4"):
+        LayerMask(weight_name="w", keep=keep, group_axis=1, pattern=NMPattern(n=2, m=4, transposable=True))

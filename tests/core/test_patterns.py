@@ -165,3 +165,15 @@ def test_a_last_group_that_is_not_full_is_a_group_of_its_own_size(pattern: NMPat
 @pytest.mark.parametrize(("channels", "kept"), [(1, [1]), (3, [2]), (4, [2]), (5, [2, 1]), (6, [2, 2]), (11, [2, 2, 2])])
 def test_a_last_group_keeps_what_the_hardware_multiplies_by(channels: int, kept: list[int]) -> None:
     assert TWO_FOUR.kept_per_group(channels).tolist() == kept
+
+
+def test_a_transposable_pattern_holds_along_the_output_channels_too() -> None:
+    pattern = NMPattern.parse("T2:4")
+    assert pattern.group_axes(1, 4) == (1, 0)
+    assert pattern.group_axes(0, 2) == (0, 1)
+    assert TWO_FOUR.group_axes(1, 4) == (1,)
+    # The same two columns in every row: 2:4 along the rows, while these columns keep four.
+    keep = np.zeros((4, 4), dtype=np.bool_)
+    keep[:, :2] = True
+    assert TWO_FOUR.count_violations(keep, group_axis=1) == 0
+    assert pattern.count_violations(keep, group_axis=1) == 2
