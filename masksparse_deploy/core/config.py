@@ -15,6 +15,7 @@ __all__ = [
     "ModelOptions",
     "Options",
     "ProfileOptions",
+    "RewriteOptions",
     "SelectOptions",
     "UpdateOptions",
 ]
@@ -57,12 +58,25 @@ class MaskOptions(Options):
     """How masks are chosen."""
 
     pattern: str = _option(
-        "2:4", "N:M, N weights kept of every M along the input channels; TN:M: along the outputs too; auto:M: what zeros admit"
+        "2:4",
+        "N:M, N weights kept of every M along the input channels; TN:M: along the outputs too; auto:M: what zeros admit; "
+        "1xN@P, as 1x32@0.5: a share P of the blocks of N output channels is pruned",
     )
-    method: Literal["auto", "magnitude", "gumbel", "scores", "transposable", "adaprune", "sparse-training"] = _option(
+    method: Literal[
+        "auto",
+        "magnitude",
+        "gumbel",
         "scores",
-        "how masks are chosen; weights stay frozen but with adaprune and sparse-training; auto: the first stage that passes "
-        "the accuracy gate",
+        "transposable",
+        "adaprune",
+        "sparse-training",
+        "subp",
+        "blocks",
+        "positions",
+    ] = _option(
+        "scores",
+        "how masks are chosen; weights stay frozen but with adaprune, sparse-training, subp, blocks and positions; auto: the "
+        "first stage that passes the accuracy gate",
     )
     solver: Literal["exact", "greedy", "two-approximation", "entropy"] = _option("exact", "how transposable masks are found")
     pad_channels: bool = _option(
@@ -98,6 +112,32 @@ class MaskOptions(Options):
         "closed-form", "how adaprune fits the kept weights to the dense layer's outputs"
     )
     ridge: float = _option(1e-3, "of adaprune's least squares, as a share of the mean diagonal entry", gt=0)
+    initialization: Literal["pretrained", "scratch"] = _option(
+        "pretrained", "with sparse-training, subp and blocks, start at the trained weights, or at fresh ones"
+    )
+    criterion: Literal["bpar", "l1"] = _option(
+        "bpar", "with subp, what blocks are scored by: redundancy too, or L1 norms alone"
+    )
+    channel_block: Literal["auto", 1, 4, 8, 16, 32] = _option(
+        "auto", "bring kept channels of 1xN layers to multiples of this, the target's channel block; auto: this machine's"
+    )
+    schedule_start: float = _option(
+        0.0, "with subp, share of the steps after which the last regrown blocks begin to stay pruned", ge=0, lt=1
+    )
+    schedule_end: float = _option(0.75, "with subp, share of the steps after which no block is regrown", gt=0, le=1)
+    position_rate: float = _option(
+        0.0,
+        "share of the output positions of every masked convolution that is not computed; with methods that train",
+        ge=0,
+        lt=1,
+    )
+    position_maps: Literal["propagated", "independent"] = _option(
+        "propagated", "layers of one resolution share a map of positions, all from one at the input's; or each draws its own"
+    )
+    position_selection: Literal["held-out", "training-loss"] = _option(
+        "held-out", "how the map of positions is chosen: best of several on images held out, or the step of the lowest loss"
+    )
+    position_pointwise: bool = _option(False, "mask positions of 1x1 convolutions too")
     seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)
 
     @pydantic.field_validator("pattern", mode="before")
@@ -129,6 +169,22 @@ class BakeOptions(Options):
     opset: Literal[17, 18, 19, 20, 21, 22, 23] = _option(20, "ONNX operator set; TensorRT 8.6 reads 17 at most")
     calibration_count: int = _option(500, "images that ranges are measured and INT8 scales are calibrated on", gt=0)
     calibration_method: Literal["minmax", "entropy", "percentile"] = _option("minmax", "how INT8 scales are chosen")
+
+
+class RewriteOptions(Options):
+    """How layers with 1xN blocks or masked positions are brought into a form that runs faster."""
+
+    mode: Literal["measured", "always", "never"] = _option(
+        "measured", "rewrite the layers that get faster by it on this machine; or all; or none"
+    )
+    rounds: int = _option(20, "rounds of timing each form of a layer, in random order", ge=5)
+    smallest_gain: float = _option(
+        0.02, "leave a layer dense that the rewrite makes faster by less than this share", ge=0, lt=1
+    )
+    cache: str | None = _option(
+        None, "file that keeps the times of layers, by device and version; default: rewrite_times.json in the output folder"
+    )
+    seed: int = _option(0, "seed of the order of timing", ge=0, le=LARGEST_SEED)
 
 
 class EngineOptions(Options):
@@ -205,6 +261,7 @@ class DeployConfig(Options):
     data: DataOptions
     mask: MaskOptions = MaskOptions()
     bake: BakeOptions = BakeOptions()
+    rewrite: RewriteOptions = RewriteOptions()
     engine: EngineOptions = EngineOptions()
     profile: ProfileOptions = ProfileOptions()
     certify: CertifyOptions = CertifyOptions()

@@ -19,14 +19,16 @@ from masksparse_deploy.core.errors import ArtifactError, MasksparseError
 from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes, write_atomic
 from masksparse_deploy.core.groups import count_kept
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.positions import PositionMask
 
 __all__ = ["AxisPermutation", "LayerMask", "MaskSet", "fingerprint", "read_mask_set"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _KEEP = "keep/"
 _STATISTICS = "statistics/"
 _ORDER = "order/"
 _WEIGHTS = "weights/"
+_POSITIONS = "positions/"
 
 
 def fingerprint(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -172,9 +174,11 @@ class MaskSet:
     permutations: tuple[AxisPermutation, ...] = ()
     padded_from: str | None = None
     weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    positions: Mapping[str, PositionMask] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", MappingProxyType(dict(self.layers)))
+        object.__setattr__(self, "positions", MappingProxyType(dict(self.positions)))
         for part in ("statistics", "weights"):
             frozen = {name: _frozen(array) for name, array in getattr(self, part).items()}
             object.__setattr__(self, part, MappingProxyType(frozen))
@@ -213,6 +217,7 @@ class MaskSet:
         lines.append(fingerprint(self.statistics))
         lines.append(fingerprint({permutation.key: permutation.order for permutation in self.permutations}))
         lines.append(fingerprint(self.weights))
+        lines += [self.positions[name].digest for name in sorted(self.positions)]
         return sha256_bytes("\n".join(lines).encode())
 
     def padded(self, layers: Mapping[str, LayerMask]) -> "MaskSet":
@@ -236,6 +241,7 @@ class MaskSet:
         tensors.update({_STATISTICS + name: array for name, array in sorted(self.statistics.items())})
         tensors.update({_ORDER + permutation.key: permutation.order for permutation in self.permutations})
         tensors.update({_WEIGHTS + name: array for name, array in sorted(self.weights.items())})
+        tensors.update({_POSITIONS + name: mask.keep for name, mask in sorted(self.positions.items())})
         return save_safetensors(tensors, metadata={"masksparse": canonical_json(header).decode()})
 
     def write(self, path: Path) -> None:
@@ -280,6 +286,11 @@ def read_mask_set(path: Path) -> MaskSet:
             AxisPermutation(name=key.partition("/")[2], axis=int(key.partition("/")[0]), order=order)
             for key, order in sorted(orders.items())
         )
+        positions = {
+            key.removeprefix(_POSITIONS): PositionMask(layer=key.removeprefix(_POSITIONS), keep=value)
+            for key, value in tensors.items()
+            if key.startswith(_POSITIONS)
+        }
         masks = MaskSet(
             layers=layers,
             source_sha256=header["source_sha256"],
@@ -288,6 +299,7 @@ def read_mask_set(path: Path) -> MaskSet:
             statistics=statistics,
             permutations=permutations,
             weights=weights,
+            positions=positions,
         )
         recorded, found = header["digest"], masks.digest
     except (AttributeError, KeyError, TypeError, ValueError, MasksparseError) as error:

@@ -33,7 +33,7 @@ from masksparse_deploy.learn.sparsifier import Given, Outcome, Sparsifier
 __all__ = ["CHECKPOINT", "TENSORBOARD", "Methods", "WeightMethod"]
 
 # These bring new weights; all others leave them frozen.
-WeightMethod = Literal["adaprune", "sparse-training"]
+WeightMethod = Literal["adaprune", "sparse-training", "subp", "blocks", "positions"]
 
 CHECKPOINT = "learn.checkpoint"
 TENSORBOARD = "tensorboard"
@@ -172,7 +172,9 @@ class Methods:
         """What takes data to find masks, or new weights with them."""
         if method == "adaprune":
             return self.adaprune()
-        return self.sparse_training() if method == "sparse-training" else self.learned(method)
+        if method == "gumbel" or method == "scores":
+            return self.learned(method)
+        return self.sparse_training()
 
     def run(self, sparsifier: Sparsifier, *, permuted: bool) -> Outcome:
         """What `sparsifier` finds for the network, in the new channel order if `permuted`."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from masksparse_deploy.core.artifacts.learning import TrainingPoint
 from masksparse_deploy.core.masks import AxisPermutation, LayerMask
+from masksparse_deploy.core.positions import PositionMask
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.eligibility import EligibleLayer
 
@@ -28,6 +29,7 @@ class Outcome:
         history: the mean training loss of each epoch; empty for methods that do not learn.
         permutations: the channel orders that masks and statistics are for; empty if channels stay as they are.
         weights: new values of parameters, see `MaskSet.weights`; empty if the method keeps the weights frozen.
+        positions: layer name -> which output positions are computed; empty if all are.
     """
 
     masks: Mapping[str, LayerMask]
@@ -35,6 +37,7 @@ class Outcome:
     history: tuple[TrainingPoint, ...] = ()
     permutations: tuple[AxisPermutation, ...] = ()
     weights: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    positions: Mapping[str, PositionMask] = field(default_factory=dict)
 
 
 class Sparsifier(ABC):

@@ -206,7 +206,7 @@ def test_a_truncated_file_is_damaged(tmp_path: Path, share: float) -> None:
 def test_a_file_of_an_older_version_asks_to_learn_again(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(save(load(mask_set().to_bytes()), metadata={"masksparse": '{"schema_version": 1}'}))
-    with pytest.raises(ArtifactError, match=r"schema version 1; this version reads 3: run 'masksparse learn' again"):
+    with pytest.raises(ArtifactError, match=r"schema version 1; this version reads 4: run 'masksparse learn' again"):
         read_mask_set(path)
 
 

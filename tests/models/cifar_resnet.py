@@ -26,16 +26,16 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A 3x3 stem, three stages of `depth` blocks with 16, 32 and 64 channels, global average pooling, linear."""
+    """A 3x3 stem, three stages of `depth` blocks with `width` channels, twice and four times as many, pooling, linear."""
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, width: int = 16) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, depth, stride=1)
-        self.layer2 = self._stage(16, 32, depth, stride=2)
-        self.layer3 = self._stage(32, 64, depth, stride=2)
-        self.linear = nn.Linear(64, 10)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, depth, stride=1)
+        self.layer2 = self._stage(width, 2 * width, depth, stride=2)
+        self.layer3 = self._stage(2 * width, 4 * width, depth, stride=2)
+        self.linear = nn.Linear(4 * width, 10)
 
     @staticmethod
     def _stage(in_channels: int, out_channels: int, depth: int, stride: int) -> nn.Sequential:
@@ -54,3 +54,8 @@ def resnet20() -> CifarResNet:
 
 def resnet32() -> CifarResNet:
     return CifarResNet(5)
+
+
+def wide_resnet8() -> CifarResNet:
+    """Shallower and wider: 32, 64 and 128 channels, for blocks of up to 32; no pretrained checkpoint of it is published."""
+    return CifarResNet(1, width=32)
