@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +11,8 @@ import numpy.typing as npt
 from masksparse_deploy.core.errors import UsageError
 
 __all__ = ["BlockPattern"]
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
 
 _TEXT = re.compile(r"\s*1x(\d+)(@|~)(0?\.\d+)(?:/(\d+))?\s*")
 _FORM = (
@@ -87,16 +90,27 @@ class BlockPattern:
         keep = np.repeat(blocks, self.n, axis=0).reshape(*shape[:2], *[1] * (len(shape) - 2))
         return np.ascontiguousarray(np.broadcast_to(keep, shape))
 
+    @staticmethod
+    def outputs_first(weight: npt.NDArray[_Scalar], group_axis: int) -> npt.NDArray[_Scalar]:
+        """`weight` with its output channels on axis 0 and its input channels, on `group_axis`, on axis 1, as blocks are told.
+
+        Of a weight whose input channels lie on another axis than 1, such as a stored matrix (in_features, out_features), the
+        output channels lie on the last.
+        """
+        return np.moveaxis(weight, (0 if group_axis == 1 else weight.ndim - 1, group_axis), (0, 1))
+
     def group_count(self, shape: tuple[int, ...]) -> int:
         """What `count_violations` counts over: groups of output channels, or the layer as one if not uniform."""
         return shape[0] // self.n if self.uniform else 1
 
-    def count_violations(self, kept: npt.NDArray[np.bool_]) -> int:
+    def count_violations(self, kept: npt.NDArray[np.bool_], *, group_axis: int = 1) -> int:
         """How many groups hold weights in more blocks than the pattern keeps (zero for a conforming array).
 
         Args:
             kept: bool (out_channels, in_channels, ...), where a weight is not zero; out_channels is a multiple of N.
+            group_axis: where the input channels lie, see `outputs_first`.
         """
+        kept = self.outputs_first(kept, group_axis)
         used = self.blocks(kept)
         if self.uniform:
             return int((used.sum(axis=1) > self.kept_channels(kept.shape[1])).sum())
