@@ -10,6 +10,8 @@ __all__ = [
     "MASK_SHA256",
     "METHOD",
     "PATTERN",
+    "POSITIONS",
+    "POSITIONS_LAYER",
     "PREFIX",
     "ROLE",
     "ROLE_DENSE",
@@ -48,3 +50,7 @@ DENSE_REASON = PREFIX + "dense_reason"
 # metadata_props of a node of an INT8 file: why it multiplies in float, why its output is not INT8
 FLOAT_REASON = PREFIX + "float_reason"
 FLOAT_OUTPUT_REASON = PREFIX + "float_output_reason"
+
+# metadata_props of the Where that masks positions of a layer: the mask's digest, and whose it is
+POSITIONS = PREFIX + "positions"
+POSITIONS_LAYER = PREFIX + "positions_layer"
