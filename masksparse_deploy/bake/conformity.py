@@ -1,15 +1,18 @@
 """Does a written ONNX file hold what it says? Reads the file anew and shares no code with the passes that wrote it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.bake.blocks import block_misfit, count_blocks
+from masksparse_deploy.core.any_pattern import Pattern, group_limit
 from masksparse_deploy.core.artifacts.baking import BakedLayer
+from masksparse_deploy.core.blocks import BlockPattern
+from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph, WeightedLayer
@@ -50,8 +53,25 @@ def nonzeros_per_group(weight: npt.NDArray[Any], *, axis: int, size: int) -> npt
     return counts
 
 
-def count_groups(weight: npt.NDArray[Any], *, axes: Sequence[int], pattern: NMPattern) -> tuple[int, int]:
-    """How many groups a weight has, over all `axes` along which they run, and how many keep more than N."""
+def count_groups(weight: npt.NDArray[Any], pattern: Pattern, *, output_axis: int, group_axis: int) -> tuple[int, int]:
+    """How many groups of the pattern a weight has, and how many keep more than it allows.
+
+    Args:
+        weight: any dtype.
+        pattern: N:M, whose groups run along the input channels, if transposable along the output channels too; or 1xN.
+        output_axis: where the output channels lie.
+        group_axis: where the input channels lie.
+
+    Raises:
+        UsageError: the weight cannot have 1xN blocks.
+    """
+    if isinstance(pattern, BlockPattern):
+        misfit = block_misfit(weight.shape, pattern, output_axis=output_axis, group_axis=group_axis)
+        if misfit:
+            raise UsageError(f"{pattern}: {misfit}")
+        blocks = count_blocks(weight, pattern, output_axis=output_axis, group_axis=group_axis)
+        return blocks.group_count, blocks.violation_count
+    axes = (group_axis, output_axis) if pattern.transposable else (group_axis,)
     counts = [nonzeros_per_group(weight, axis=axis, size=pattern.m) for axis in axes]
     return sum(part.size for part in counts), sum(int((part > pattern.n).sum()) for part in counts)
 
@@ -135,7 +155,7 @@ def _masked_findings(layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], 
         return [f"{name}: weight {layer.stored.shape}, mask {mask.keep.shape}"], 0, 0
     wrong = []
     expected = {
-        keys.PATTERN: f"{'T' if mask.pattern.transposable else ''}{mask.pattern.n}:{mask.pattern.m}",
+        keys.PATTERN: str(mask.pattern),
         keys.GROUP_AXIS: str(layer.stored_group_axis),
         keys.MASK_SHA256: mask.digest,
         keys.DENSITY: repr(float(np.count_nonzero(nonzero_places(layer.weight)) / layer.weight.size)),
@@ -145,12 +165,13 @@ def _masked_findings(layer: WeightedLayer, mask: LayerMask) -> tuple[list[str], 
             found = metadata.get(key)
             if found != value:
                 wrong.append(f"{where}: {key} is {found or 'missing'}, expected {value}")
-    group_count, violation_count = count_groups(layer.weight, axes=layer.group_axes(mask.pattern), pattern=mask.pattern)
+    group_count, violation_count = count_groups(
+        layer.weight, mask.pattern, output_axis=layer.output_axis, group_axis=layer.group_axis
+    )
     if violation_count:
-        along = " along input or output channels" if mask.pattern.transposable else ""
-        wrong.append(
-            f"{name}: {violation_count} of {group_count} groups keep more than {mask.pattern.n} of {mask.pattern.m}{along}"
-        )
+        channels = (layer.weight.shape[axis] for axis in (layer.output_axis, layer.group_axis))
+        limit = group_limit(mask.pattern, *channels, of="")
+        wrong.append(f"{name}: {violation_count} of {group_count} groups keep more than {limit}")
     put_back = int(np.count_nonzero(nonzero_places(layer.weight_as_stored) & ~mask.keep))
     if put_back:
         wrong.append(f"{name}: {put_back} weights that the mask drops are not zero")

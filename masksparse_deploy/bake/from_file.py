@@ -280,7 +280,10 @@ def _layers_in_functions(
             continue
         mask, values = masks.layers[name], tensor_array(tensor, folder)
         group_count, violation_count = count_groups(
-            values, axes=mask.pattern.group_axes(mask.group_axis, values.ndim), pattern=mask.pattern
+            values,
+            mask.pattern,
+            output_axis=0 if mask.group_axis == 1 else values.ndim - 1,
+            group_axis=mask.group_axis,
         )
         yield BakedLayer(
             layer=name.removesuffix(".weight"),

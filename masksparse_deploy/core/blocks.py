@@ -45,7 +45,9 @@ class BlockPattern:
 
     def __str__(self) -> str:
         rounding = f"/{self.multiple}" if self.multiple > 1 else ""
-        return f"1x{self.n}{'@' if self.uniform else '~'}{self.rate:g}{rounding}"
+        # every digit, so that what is read back keeps as many channels
+        rate = np.format_float_positional(self.rate, trim="-")
+        return f"1x{self.n}{'@' if self.uniform else '~'}{rate}{rounding}"
 
     @property
     def density(self) -> float:

@@ -6,9 +6,9 @@ import numpy as np
 
 from masksparse_deploy.bake.conformity import count_groups
 from masksparse_deploy.bake.precision.quantized_layers import Grid, QuantizedLayer, QuantizedWeight, quantized_layers
+from masksparse_deploy.core.any_pattern import group_limit, parse_pattern
 from masksparse_deploy.core.errors import MasksparseError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.model import Graph, Node
 
@@ -114,11 +114,12 @@ def _sparsity_findings(layer: QuantizedLayer, weight: QuantizedWeight, mask: Lay
     if keys.PATTERN not in metadata:
         return
     try:
-        pattern, axis = NMPattern.parse(metadata[keys.PATTERN]), int(metadata.get(keys.GROUP_AXIS, ""))
-        axes = (axis, layer.output_channel_axis) if pattern.transposable else (axis,)
-        group_count, broken = count_groups(weight.levels, axes=axes, pattern=pattern)
+        pattern, axis = parse_pattern(metadata[keys.PATTERN]), int(metadata.get(keys.GROUP_AXIS, ""))
+        outputs = layer.output_channel_axis
+        group_count, broken = count_groups(weight.levels, pattern, output_axis=outputs, group_axis=axis)
+        limit = group_limit(pattern, weight.levels.shape[outputs], weight.levels.shape[axis], of="integers")
     except (MasksparseError, ValueError, IndexError):
         yield f"{name}: {keys.PATTERN} and {keys.GROUP_AXIS} do not fit the weight {weight.levels.shape}"
         return
     if broken:
-        yield f"{name}: {broken} of {group_count} groups keep more than {pattern.n} of {pattern.m} integers"
+        yield f"{name}: {broken} of {group_count} groups keep more than {limit}"
