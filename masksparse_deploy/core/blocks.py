@@ -101,6 +101,23 @@ class BlockPattern:
         """
         return np.moveaxis(weight, (0 if group_axis == 1 else weight.ndim - 1, group_axis), (0, 1))
 
+    def keep_largest(self, scores: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        """Keep the blocks with the largest scores, of every group or of the layer; of equal ones that with the smaller index.
+
+        Args:
+            scores: (out_channels / N, in_channels), finite.
+
+        Returns:
+            Kept blocks, bool, the shape of `scores`.
+        """
+        groups, channels = scores.shape
+        rows = scores if self.uniform else scores.reshape(1, -1)
+        count = self.kept_channels(channels) if self.uniform else self.kept_blocks(groups * self.n, channels)
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :count]
+        kept = np.zeros(rows.shape, dtype=np.bool_)
+        np.put_along_axis(kept, order, True, axis=1)
+        return kept.reshape(scores.shape)
+
     def group_count(self, shape: tuple[int, ...]) -> int:
         """What `count_violations` counts over: groups of output channels, or the layer as one if not uniform."""
         return shape[0] // self.n if self.uniform else 1

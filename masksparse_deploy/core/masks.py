@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
+from masksparse_deploy.core.any_pattern import Pattern, parse_pattern
 from masksparse_deploy.core.artifacts.document import SkippedLayer
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError
 from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes, write_atomic
 from masksparse_deploy.core.groups import count_kept
@@ -54,8 +56,8 @@ class LayerMask:
         weight_name: the parameter's name in the model, as "layer1.0.conv1.weight".
         keep: bool, the weight's shape (out_channels, in_channels, kernel_h, kernel_w) or (out_features, in_features).
         group_axis: the axis along which groups run; 1, the input channels.
-        pattern: the N:M pattern; every group keeps exactly N, a last group of only R members min(N, R). A transposable one
-            holds along the axis of the output channels too.
+        pattern: N:M; every group keeps exactly N, a last group of only R members min(N, R), and a transposable one holds along
+            the axis of the output channels too. Or 1xN: blocks are kept or dropped as a whole, exactly as many as it says.
         unpadded_shape: the weight's shape before channels of zeros were appended to it, which keep nothing; None if none
             were. Masks of a file with padded channels have it, learned masks never do.
     """
@@ -63,7 +65,7 @@ class LayerMask:
     weight_name: str
     keep: npt.NDArray[np.bool_]
     group_axis: int
-    pattern: NMPattern
+    pattern: Pattern
     unpadded_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -71,19 +73,24 @@ class LayerMask:
             raise ArtifactError(f"mask of {self.weight_name}: keep is {self.keep.dtype}, not bool")
         object.__setattr__(self, "keep", _frozen(self.keep))
         own = self.keep if self.unpadded_shape is None else self._unpadded(self.unpadded_shape)
-        self._check_groups(own)
+        if isinstance(self.pattern, BlockPattern):
+            self._check_blocks(own, self.pattern)
+        else:
+            self._check_groups(own, self.pattern)
 
     @property
     def is_partial(self) -> bool:
         """Whether the last group is not full, so that the weight needs channels of zeros in a file for sparse kernels."""
-        return bool(self.keep.shape[self.group_axis] % self.pattern.m)
+        return isinstance(self.pattern, NMPattern) and bool(self.keep.shape[self.group_axis] % self.pattern.m)
 
     def padded(self, shape: tuple[int, ...]) -> "LayerMask":
         """The mask of the weight with zeros appended up to `shape`: nothing of them is kept.
 
         Raises:
-            ArtifactError: `shape` has other axes, or shorter ones.
+            ArtifactError: `shape` has other axes, or shorter ones, or the pattern is 1xN, which needs no such channels.
         """
+        if isinstance(self.pattern, BlockPattern):
+            raise ArtifactError(f"mask of {self.weight_name}: a {self.pattern} mask is not padded, as it has no groups to fill")
         if len(shape) != self.keep.ndim or any(new < old for new, old in zip(shape, self.keep.shape, strict=True)):
             raise ArtifactError(f"mask of {self.weight_name}: {self.keep.shape} cannot be padded to {shape}")
         widths = [(0, new - old) for new, old in zip(shape, self.keep.shape, strict=True)]
@@ -97,9 +104,8 @@ class LayerMask:
             )
         return own
 
-    def _check_groups(self, own: npt.NDArray[np.bool_]) -> None:
+    def _check_groups(self, own: npt.NDArray[np.bool_], pattern: NMPattern) -> None:
         """Every group keeps exactly N, along every axis of the pattern."""
-        pattern = self.pattern
         for axis in pattern.group_axes(self.group_axis, own.ndim):
             length = own.shape[axis]
             if pattern.transposable and length % pattern.m:
@@ -115,6 +121,31 @@ class LayerMask:
                     f"mask of {self.weight_name}: {wrong} of {kept.size} groups do not keep exactly {pattern.n} of {pattern.m}"
                     + (f" along axis {axis}" if pattern.transposable else "")
                 )
+
+    def _check_blocks(self, own: npt.NDArray[np.bool_], pattern: BlockPattern) -> None:
+        """Blocks are whole, and as many are kept as the pattern says: in every group, or in all if it is not uniform."""
+        what = f"mask of {self.weight_name}"
+        if own.ndim < 2 or self.group_axis != 1 or own.shape[0] % pattern.n:
+            raise ArtifactError(
+                f"{what}: shape {own.shape} and group axis {self.group_axis} do not fit {pattern}, whose blocks are "
+                f"{pattern.n} consecutive output channels, on axis 0, of one input channel, on axis 1"
+            )
+        blocks = pattern.blocks(own)
+        split = int((pattern.expand(blocks, own.shape) != own).any(axis=tuple(range(2, own.ndim))).sum())
+        if split:
+            raise ArtifactError(
+                f"{what}: {split} kernels are dropped, in whole or part, from blocks of {pattern} that keep others"
+            )
+        counts = blocks.sum(axis=1) if pattern.uniform else np.array([blocks.sum()])
+        expected = pattern.kept_channels(own.shape[1]) if pattern.uniform else pattern.kept_blocks(*own.shape[:2])
+        wrong = int((counts != expected).sum())
+        if wrong and pattern.uniform:
+            raise ArtifactError(
+                f"{what}: {wrong} of {counts.size} groups of {pattern.n} output channels do not keep exactly {expected} of "
+                f"{own.shape[1]} input channels, as {pattern} says"
+            )
+        if wrong:
+            raise ArtifactError(f"{what}: it keeps {counts[0]} of {blocks.size} blocks, not {expected}, as {pattern} says")
 
     @cached_property
     def digest(self) -> str:
@@ -274,7 +305,7 @@ def read_mask_set(path: Path) -> MaskSet:
                 weight_name=name,
                 keep=tensors[_KEEP + name],
                 group_axis=entry["group_axis"],
-                pattern=NMPattern.parse(entry["pattern"]),
+                pattern=parse_pattern(entry["pattern"]),
             )
             for name, entry in header["layers"].items()
         }
