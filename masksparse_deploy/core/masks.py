@@ -125,9 +125,13 @@ class LayerMask:
     def _check_blocks(self, own: npt.NDArray[np.bool_], pattern: BlockPattern) -> None:
         """Blocks are whole, and as many are kept as the pattern says: in every group, or in all if it is not uniform."""
         what = f"mask of {self.weight_name}"
-        if own.ndim < 2 or self.group_axis != 1 or own.shape[0] % pattern.n:
+        # a linear layer's weight may be stored as (in, out)
+        fits = own.ndim >= 2 and (self.group_axis == 1 or (own.ndim == 2 and self.group_axis == 0))
+        shape = own.shape
+        own = pattern.outputs_first(own, self.group_axis) if fits else own
+        if not fits or own.shape[0] % pattern.n:
             raise ArtifactError(
-                f"{what}: shape {own.shape} and group axis {self.group_axis} do not fit {pattern}, whose blocks are "
+                f"{what}: shape {shape} and group axis {self.group_axis} do not fit {pattern}, whose blocks are "
                 f"{pattern.n} consecutive output channels, on axis 0, of one input channel, on axis 1"
             )
         blocks = pattern.blocks(own)
@@ -195,6 +199,7 @@ class MaskSet:
         weights: new values of parameters, where the method changed weights: parameter name -> float32 array of its shape, 0
             wherever the layer's mask drops a weight. Of the permuted network, as masks and statistics are. Empty if the
             weights stayed frozen.
+        positions: layer name -> which positions of its output are computed; every mask drops some. Empty if all are computed.
     """
 
     layers: Mapping[str, LayerMask]
@@ -216,6 +221,7 @@ class MaskSet:
         if self.padded_from is None:
             self._check_values()
             self._check_weights()
+            self._check_positions()
 
     def _check_values(self) -> None:
         for what, arrays in (("batch-norm statistic", self.statistics), ("new weight", self.weights)):
@@ -234,6 +240,13 @@ class MaskSet:
             dropped = int(np.count_nonzero(weight[~keep]))
             if dropped:
                 raise ArtifactError(f"new weight of {name}: {dropped} values that the mask drops are not 0")
+
+    def _check_positions(self) -> None:
+        for name, mask in self.positions.items():
+            if mask.layer != name:
+                raise ArtifactError(f"position mask of {name}: it says that it is of {mask.layer or 'no layer'}")
+            if mask.keep.all():
+                raise ArtifactError(f"position mask of {name}: it drops none of {mask.keep.shape} positions; leave it out")
 
     @cached_property
     def digest(self) -> str:
