@@ -1,11 +1,13 @@
 """The linter's judgement on one layer: does it conform, could it, why not, and what changed under its annotation."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from masksparse_deploy.bake.census import Census, take_census
 from masksparse_deploy.bake.crosswise import crosswise_fault
+from masksparse_deploy.bake.finding import Claim, Finding, channel_words, dtype_of
+from masksparse_deploy.bake.inspect_blocks import inspect_blocks
 from masksparse_deploy.core.artifacts.baking import LintState
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
@@ -13,7 +15,7 @@ from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.model import WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
 
-__all__ = ["HARDWARE_PATTERN", "Finding", "dtype_of", "inspect_layer"]
+__all__ = ["HARDWARE_PATTERN", "inspect_layer"]
 
 # The pattern that sparse tensor cores multiply by; what an annotation does not name is held against it.
 HARDWARE_PATTERN = NMPattern(n=2, m=4)
@@ -23,50 +25,6 @@ _SMALL = 256
 _MULTIPLIED_TYPES = ("float16", "bfloat16", "float32", "int8", "uint8")
 # What is noted on a node and its weight alike; other annotations belong to one of them.
 _ON_BOTH = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY, keys.DENSE_REASON)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """State and reason, what was counted for which N:M, and how the weights differ from their annotation.
-
-    `crosswise` tells of a conforming layer why it is not N:M along its output channels too, in words, and is empty if it is;
-    None for other layers.
-    """
-
-    state: LintState
-    why: str
-    density: float
-    group_count: int = 0
-    violation_count: int = 0
-    pattern: NMPattern = HARDWARE_PATTERN
-    drift: tuple[str, ...] = ()
-    crosswise: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Claim:
-    """What an annotation says: a pattern, along which axis, with which share of nonzeros, from which mask, padded from what."""
-
-    pattern: NMPattern
-    group_axis: int
-    density: float | None
-    mask_sha256: str | None
-    unpadded_shape: tuple[int, ...] | None
-
-    @classmethod
-    def parse(cls, notes: Mapping[str, str]) -> "_Claim":
-        """Read the annotations; raises KeyError, ValueError or UsageError."""
-        density = float(notes[keys.DENSITY]) if keys.DENSITY in notes else None
-        if density is not None and not 0 <= density <= 1:
-            raise ValueError(f"a density of {density}")
-        unpadded = notes.get(keys.UNPADDED_SHAPE)
-        return cls(
-            pattern=NMPattern.parse(notes[keys.PATTERN]),
-            group_axis=int(notes[keys.GROUP_AXIS]),
-            density=density,
-            mask_sha256=notes.get(keys.MASK_SHA256),
-            unpadded_shape=None if unpadded is None else tuple(map(int, unpadded.split("x"))),
-        )
 
 
 def inspect_layer(
@@ -92,34 +50,30 @@ def inspect_layer(
     if weight_notes and node_notes and any(weight_notes.get(key) != node_notes.get(key) for key in _ON_BOTH):
         return _unheld(layer, "the annotations of node and weight differ")
     try:
-        claim = _Claim.parse(notes)
+        claim = Claim.parse(notes)
     except (KeyError, ValueError, UsageError):
         text = ", ".join(f"{key} {notes.get(key, 'missing')!r}" for key in (keys.PATTERN, keys.GROUP_AXIS, keys.DENSITY))
         return _unheld(layer, f"the annotation cannot be read ({text})")
     stored_axis = layer.stored_group_axis
     if stored_axis is not None and claim.group_axis != stored_axis:
         return _unheld(layer, f"annotated along axis {claim.group_axis}, but the input channels lie on axis {stored_axis}")
-    census = take_census(layer.weight, axes=_axes(layer, claim.pattern), pattern=claim.pattern)
-    drift = tuple(_drift(layer, claim, census))
-    state, why = _judge_claim(layer, claim, census, drift)
-    return _finding(layer, state, why, census, claim.pattern, drift)
+    pattern = claim.pattern
+    if isinstance(pattern, BlockPattern):
+        return inspect_blocks(layer, claim, pattern)
+    census = take_census(layer.weight, axes=_axes(layer, pattern), pattern=pattern)
+    drift = tuple(_drift(layer, claim, pattern, census))
+    state, why = _judge_claim(layer, claim, pattern, census, drift)
+    return _finding(layer, state, why, census, pattern, drift)
 
 
-def dtype_of(layer: WeightedLayer) -> str:
-    """The type that the layer multiplies by: what is dequantized stays quantized in an engine."""
-    return layer.quantized or layer.weight.dtype.name
-
-
-def _drift(layer: WeightedLayer, claim: _Claim, census: Census) -> Iterator[str]:
+def _drift(layer: WeightedLayer, claim: Claim, pattern: NMPattern, census: Census) -> Iterator[str]:
     """How the weights differ from what their annotation says, in words."""
     if census.violation_count:
-        along = " along input or output channels" if claim.pattern.transposable else ""
-        yield f"{census.violation_count:,} of {census.group_count:,} groups keep more than {claim.pattern.n} weights{along}"
-    if claim.density is not None:
-        change = census.nonzero_count - round(claim.density * census.weight_count)
-        if change:
-            words = f"{change:,} nonzeros put back" if change > 0 else f"{-change:,} nonzeros lost"
-            yield f"{words}: density {census.density:.4g}, noted {claim.density:g}"
+        along = " along input or output channels" if pattern.transposable else ""
+        yield f"{census.violation_count:,} of {census.group_count:,} groups keep more than {pattern.n} weights{along}"
+    change = claim.changed_density(census.nonzero_count, census.weight_count)
+    if change:
+        yield change
     # Only groups that keep N tell the mask: where a kept weight is zero, so is a dropped one.
     if claim.mask_sha256 is not None and (census.full or claim.unpadded_shape) and layer.stored_group_axis is not None:
         mask = _mask_found(layer, claim)
@@ -127,7 +81,7 @@ def _drift(layer: WeightedLayer, claim: _Claim, census: Census) -> Iterator[str]
             yield f"the mask is {mask.digest[:12]}..., noted {claim.mask_sha256[:12]}..."
 
 
-def _mask_found(layer: WeightedLayer, claim: _Claim) -> LayerMask | None:
+def _mask_found(layer: WeightedLayer, claim: Claim) -> LayerMask | None:
     """The mask that the nonzeros show; None if some groups, not counting channels that padding added, do not keep N."""
     try:
         return LayerMask(
@@ -141,21 +95,22 @@ def _mask_found(layer: WeightedLayer, claim: _Claim) -> LayerMask | None:
         return None
 
 
-def _judge_claim(layer: WeightedLayer, claim: _Claim, census: Census, drift: tuple[str, ...]) -> tuple[LintState, str]:
+def _judge_claim(
+    layer: WeightedLayer, claim: Claim, pattern: NMPattern, census: Census, drift: tuple[str, ...]
+) -> tuple[LintState, str]:
     """A layer that says it is sparse."""
-    pattern = claim.pattern
     channels = layer.weight.shape[layer.group_axis] if layer.weight.ndim > layer.group_axis else 0
     if channels % pattern.m or channels == 0:
-        return "broken claim", f"annotated {pattern}, but {_channels(channels)}: not a multiple of {pattern.m}"
+        return "broken claim", f"annotated {pattern}, but {channel_words(channels)}: not a multiple of {pattern.m}"
     output_axis = min(layer.output_axis, layer.weight.ndim - 1)
     outputs = layer.weight.shape[output_axis]
     if pattern.transposable and (outputs % pattern.m or output_axis == layer.group_axis):
-        return "broken claim", f"annotated {pattern}, but {_channels(outputs, 'output')}: not a multiple of {pattern.m}"
+        return "broken claim", f"annotated {pattern}, but {channel_words(outputs, 'output')}: not a multiple of {pattern.m}"
     if census.violation_count:
         return "broken claim", f"annotated {pattern}, but {drift[0]} (changed after baking?)"
-    # Fewer nonzeros than noted are harmless: weights too small for a lower precision vanish when a file is converted.
-    if claim.density is not None and census.density > claim.density + 0.5 / max(census.weight_count, 1):
-        return "broken claim", f"annotated with density {claim.density:g}, but {census.density:.4g} of the weights are not zero"
+    denser = claim.denser_than_noted(census.nonzero_count, census.weight_count)
+    if denser:
+        return "broken claim", denser
     if drift and drift[-1].startswith("the mask"):
         return "broken claim", f"{pattern}, but its nonzeros are not those of the mask it names (of another layer?)"
     obstacle = _obstacle(layer)
@@ -174,7 +129,7 @@ def _judge_plain(
         return "not eligible", obstacle
     channels = layer.weight.shape[layer.group_axis]
     if channels == 0 or channels % pattern.m:
-        return "not eligible", f"{_channels(channels)}: not a multiple of {pattern.m}"
+        return "not eligible", f"{channel_words(channels)}: not a multiple of {pattern.m}"
     if census.violation_count == 0:
         return "conforming", f"{pattern}, not annotated{_size_remark(layer)}"
     elsewhere = _conforms_elsewhere(layer, census.density)
@@ -251,7 +206,8 @@ def _finding(
         density=census.density,
         group_count=census.group_count,
         violation_count=census.violation_count,
-        pattern=pattern,
+        pattern=pattern if state == "conforming" else None,
+        computed_share=pattern.density if state == "conforming" else 1.0,
         drift=drift,
         crosswise=crosswise,
     )
@@ -261,10 +217,6 @@ def _unheld(layer: WeightedLayer, why: str) -> Finding:
     """An annotation that the weights cannot be held against."""
     density = take_census(layer.weight, axes=_axes(layer, HARDWARE_PATTERN), pattern=HARDWARE_PATTERN).density
     return Finding(state="broken claim", why=why, density=density)
-
-
-def _channels(count: int, kind: str = "input") -> str:
-    return f"{count} {kind} channel" + ("" if count == 1 else "s")
 
 
 def _size_remark(layer: WeightedLayer) -> str:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from masksparse_deploy.bake.inspect_layer import Finding, dtype_of, inspect_layer
+from masksparse_deploy.bake.finding import Finding, dtype_of
+from masksparse_deploy.bake.inspect_layer import inspect_layer
 from masksparse_deploy.bake.work import mac_count
 from masksparse_deploy.core.artifacts.baking import LintLayer, LintReport
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.layers import PRODUCTS, Scope
@@ -64,9 +66,7 @@ def lint_graph(graph: Graph, *, name: str, transposable: bool = False) -> LintRe
     counts = [row.mac_count for row, _ in rows if row.mac_count is not None]
     total = sum(counts)
     saved_count = sum(
-        row.mac_count * (1 - found.pattern.density)
-        for row, found in rows
-        if found is not None and row.mac_count and row.state == "conforming"
+        row.mac_count * (1 - found.computed_share) for row, found in rows if found is not None and row.mac_count is not None
     )
     known = total > 0 and len(counts) == len(rows)
     layers = tuple(
@@ -80,7 +80,7 @@ def lint_graph(graph: Graph, *, name: str, transposable: bool = False) -> LintRe
         file_sha256=graph.sha256,
         layers=layers,
         findings=findings,
-        remarks=tuple(_remarks(scope, layers)),
+        remarks=tuple(_remarks(scope, rows)),
         ok=not findings and not any(layer.state == "broken claim" for layer in layers),
         amdahl_limit=total / (total - saved_count) if known else None,
     )
@@ -205,10 +205,12 @@ def _not_transposable(rows: Sequence[tuple[LintLayer, Finding | None]]) -> Itera
             yield f"{row.weight} is not transposable: {found.crosswise}"
 
 
-def _remarks(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:
+def _remarks(scope: Scope, rows: Sequence[tuple[LintLayer, Finding | None]]) -> Iterator[str]:
     if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_SPARSE and not any(_annotated(scope)):
         yield "the file was baked, but its layers have lost their annotations (dropped by a later tool?)"
-    counts = Counter(layer.dtype for layer in layers if layer.state in ("conforming", "eligible", "wrong axis"))
+    # what there is no sparse kernel for does not matter to 1xN layers, which need none
+    candidates = (row for row, found in rows if found is not None and not isinstance(found.pattern, BlockPattern))
+    counts = Counter(row.dtype for row in candidates if row.state in ("conforming", "eligible", "wrong axis"))
     for dtype, text in _REMARKS.items():
         if counts[dtype]:
             yield f"{counts[dtype]} layer{'s' if counts[dtype] > 1 else ''} in {text}"
