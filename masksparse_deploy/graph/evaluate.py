@@ -7,7 +7,7 @@ Cast to them, and QuantizeLinear.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 from masksparse_deploy.graph.nodes import apply_node, obstacle
+from masksparse_deploy.graph.positions import MaskedPositions
 from masksparse_deploy.graph.simplify import simplified
 
 __all__ = [
@@ -37,12 +38,29 @@ _CHUNK = 100
 class Evaluation:
     """One pass through a graph that keeps a tensor only as long as a later node reads it.
 
+    Args:
+        graph: the model.
+        images: (count, ...) as the model takes them.
+        dtype: of the arithmetic.
+        keep: names of tensors to keep to the end.
+        masks: positions that are masked in `graph` although it has no Where for them, as `without_positions` left it; by the
+            name of the convolution's output.
+
     Attributes:
         values: tensors known so far, by name; constants with floating-point values converted to `dtype`.
     """
 
-    def __init__(self, graph: Graph, images: Array, *, dtype: npt.DTypeLike = np.float64, keep: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        images: Array,
+        *,
+        dtype: npt.DTypeLike = np.float64,
+        keep: Sequence[str] = (),
+        masks: Mapping[str, MaskedPositions] | None = None,
+    ) -> None:
         self._graph = graph
+        self._masks = masks or {}
         self._dtype = dtype
         self._readers = Counter(name for node in graph.nodes for name in node.inputs)
         self._keep = {*keep, *graph.constants}
@@ -57,6 +75,8 @@ class Evaluation:
         result = apply_node(node, [self.values[name] if name else None for name in node.inputs], batch=self._batch)
         if _is_floating(result):  # what a Cast or a DequantizeLinear makes of integers is float64
             result = result.astype(self._dtype, copy=False)
+        if node.outputs[0] in self._masks:
+            result = self._masks[node.outputs[0]].apply(result)
         self.values[node.outputs[0]] = result
         for name in node.inputs:
             self._readers[name] -= 1

@@ -34,6 +34,10 @@ class MaskedPositions:
     keep: npt.NDArray[np.bool_]
     constant: Array
 
+    def apply(self, computed: Array) -> Array:
+        """The output of the Where for that of the convolution, (count, channels, height, width), in its dtype."""
+        return np.where(self.keep, computed, self.constant.astype(computed.dtype)[:, None, None])
+
 
 def is_positions_node(node: Node) -> bool:
     """Whether an operator says that it masks positions; `masked_positions_of` tells whether it does."""
