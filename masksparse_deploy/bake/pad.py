@@ -14,7 +14,9 @@ from masksparse_deploy.bake.stored import replace_stored, stored_tensor
 from masksparse_deploy.bake.trace import GraphMismatchError, TracedWeight, trace_weights
 from masksparse_deploy.bake.zero_channels import CHANNEL_AXIS, Producer, Supply, find_supply
 from masksparse_deploy.core.artifacts.baking import PaddedLayer
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.masks import LayerMask, MaskSet
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 
 __all__ = ["PadChannels", "PadResult", "pad_channels", "padded_weights"]
@@ -62,6 +64,7 @@ class _Narrow:
     node: ir.Node
     weight: ir.Value
     mask: LayerMask
+    pattern: NMPattern
     data_axis: int
 
     @property
@@ -70,7 +73,7 @@ class _Narrow:
 
     @property
     def padded_channels(self) -> int:
-        return self.mask.pattern.padded_length(self.channels)
+        return self.pattern.padded_length(self.channels)
 
     @property
     def missing(self) -> int:
@@ -104,6 +107,7 @@ class PadChannels(ir.passes.InPlacePass):
         traced = {weight.node: weight for weight in trace_weights(model)}
         before = {weight.initializer: _shape(weight.initializer) for weight in traced.values()}
         narrow = {layer.node: layer for layer in _narrow_layers(model, fitted)}
+        blocks = {value for value, mask in fitted.items() if isinstance(mask.pattern, BlockPattern)}
         padding = _Padding(model.graph)
         by: dict[ir.Node, By] = {}
         widened: dict[ir.Node, By] = {}
@@ -111,7 +115,8 @@ class PadChannels(ir.passes.InPlacePass):
             if node in by:
                 continue
             supply = _free_supply(layer, narrow, model.graph)
-            if supply is None:
+            # further output channels would make a rest that is no block
+            if supply is None or any(producer.weight in blocks for producer in supply.producers):
                 padding.pad_input(layer)
                 by[node] = "pad node"
                 continue
@@ -145,7 +150,8 @@ class PadChannels(ir.passes.InPlacePass):
         named = {weight.initializer.name: weight for weight in trace_weights(model)}
         for name, mask in self._masks.layers.items():
             axis = named[name].group_axis
-            assert axis is not None and _shape(named[name].initializer)[axis] % mask.pattern.m == 0
+            size = mask.pattern.m if isinstance(mask.pattern, NMPattern) else 1
+            assert axis is not None and _shape(named[name].initializer)[axis] % size == 0
 
 
 class _Padding:
@@ -201,7 +207,7 @@ def _narrow_layers(model: ir.Model, fitted: Mapping[ir.Value, LayerMask]) -> tup
     layers = []
     for weight in trace_weights(model):
         mask = fitted.get(weight.initializer)
-        if mask is None or not mask.is_partial:
+        if mask is None or not isinstance(mask.pattern, NMPattern) or not mask.is_partial:
             continue
         obstacle = _obstacle(weight, model)
         if obstacle:
@@ -210,7 +216,15 @@ def _narrow_layers(model: ir.Model, fitted: Mapping[ir.Value, LayerMask]) -> tup
                 f"zeros cannot be added for node {weight.node.name} ({weight.node.op_type}), as {obstacle}; add the layer to "
                 "mask.exclude"
             )
-        layers.append(_Narrow(node=weight.node, weight=weight.initializer, mask=mask, data_axis=_data_axis(weight.node)))
+        layers.append(
+            _Narrow(
+                node=weight.node,
+                weight=weight.initializer,
+                mask=mask,
+                pattern=mask.pattern,
+                data_axis=_data_axis(weight.node),
+            )
+        )
     return tuple(layers)
 
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.artifacts.updating import MaskFit
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.config import MaskOptions, ModelOptions, UpdateOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
@@ -135,13 +137,11 @@ class _Kept:
 
     @classmethod
     def of(cls, mask: LayerMask, weight: npt.NDArray[np.float64]) -> "_Kept":
-        from masksparse_deploy.learn.choose_mask import choose_mask
-
         sums = []
         for values in (weight**2, np.abs(weight)):
             # scaled into the range of float32; the sums are of the values themselves
             scores = (values / (values.max(initial=0) or 1)).astype(np.float32)
-            best = choose_mask(scores, mask.pattern, "exact")
+            best = _best(scores, mask.pattern)
             # scores that float32 cannot tell apart are no reason to say that the mask is better than the best
             kept = float(values[mask.keep].sum())
             sums += [kept, max(kept, float(values[best].sum()))]
@@ -160,6 +160,16 @@ class _Kept:
     def magnitude(self) -> float:
         kept, best = self.sums[2:]
         return float(kept / best) if best else 1.0
+
+
+def _best(scores: npt.NDArray[np.float32], pattern: Pattern) -> npt.NDArray[np.bool_]:
+    """The mask of the pattern that keeps the largest sum of scores."""
+    from masksparse_deploy.learn.choose_mask import choose_mask
+
+    if not isinstance(pattern, BlockPattern):
+        return choose_mask(scores, pattern, "exact")
+    groups = scores.reshape(scores.shape[0] // pattern.n, pattern.n, scores.shape[1], -1)
+    return pattern.expand(pattern.keep_largest(groups.sum(axis=(1, 3))), scores.shape)
 
 
 def _fit(layer: str, pattern: str, after: _Kept, before: _Kept | None, points: float) -> MaskFit:
