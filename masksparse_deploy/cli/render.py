@@ -7,6 +7,7 @@ from rich.table import Table
 
 from masksparse_deploy.cli.render_attribution import attribution_lines
 from masksparse_deploy.cli.render_survival import survival_line
+from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport, PaddedLayer
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Interval
@@ -15,7 +16,7 @@ from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import DeviationQuantile, ValidationReport
-from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.blocks import BlockPattern
 
 __all__ = [
     "bake_lines",
@@ -76,7 +77,11 @@ def learn_lines(report: LearnReport) -> list[str]:
 
 
 def _along(pattern: str) -> str:
-    return "input and output channels" if NMPattern.parse(pattern).transposable else "input channels"
+    """What the masks run along."""
+    parsed = parse_pattern(pattern)
+    if isinstance(parsed, BlockPattern):
+        return f"blocks of {parsed.n} output channels"
+    return "input and output channels" if parsed.transposable else "input channels"
 
 
 def _recipe_lines(report: LearnReport) -> list[str]:

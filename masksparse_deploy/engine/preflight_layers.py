@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.core.any_pattern import Pattern, parse_pattern
 from masksparse_deploy.core.artifacts.preflight import PreflightLayer
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.engine.preflight_parser import ParsedLayer, ParsedNetwork
@@ -112,6 +114,8 @@ def _row(
     if values is not None and not remark:
         group_count, violation_count, remark = _count(values, parsed.group_axis, pattern)
         conforming = not violation_count and not remark
+        if conforming and isinstance(pattern, BlockPattern):
+            remark = f"{pattern} is no 2:4: no sparse kernel computes it; 'masksparse rewrite' leaves its zeros out"
     return PreflightLayer(
         node=node,
         kind=parsed.kind,
@@ -127,20 +131,27 @@ def _row(
     )
 
 
-def _claimed_pattern(claim: str | None) -> tuple[NMPattern, str]:
+def _claimed_pattern(claim: str | None) -> tuple[Pattern, str]:
     """What the weight is held against, and what is wrong with the claim where it says nothing."""
     if claim is None:
         return _HARDWARE_PATTERN, ""
     try:
-        # Kernels for inference look along the input channels only.
-        return replace(NMPattern.parse(claim), transposable=False), ""
+        pattern = parse_pattern(claim)
     except UsageError as error:
         return _HARDWARE_PATTERN, f"the annotation cannot be read: {error}"
+    # Kernels for inference look along the input channels only.
+    return (replace(pattern, transposable=False) if isinstance(pattern, NMPattern) else pattern), ""
 
 
-def _count(values: Array, group_axis: int, pattern: NMPattern) -> tuple[int, int, str]:
-    """Groups along the input channels, those that keep too many weights, and why there are none to count."""
+def _count(values: Array, group_axis: int, pattern: Pattern) -> tuple[int, int, str]:
+    """Groups of the pattern, those that keep too many weights, and why there are none to count."""
     channels = values.shape[group_axis]
+    if isinstance(pattern, BlockPattern):
+        outputs = values.shape[0 if group_axis == 1 else values.ndim - 1]
+        if outputs % pattern.n or values.size == 0:
+            return 0, 0, f"{outputs} output channel{'' if outputs == 1 else 's'}: not a multiple of {pattern.n}"
+        shape = pattern.outputs_first(values, group_axis).shape
+        return pattern.group_count(shape), pattern.count_violations(values != 0, group_axis=group_axis), ""
     if channels % pattern.m or channels == 0:
         return 0, 0, f"{channels} input channel{'' if channels == 1 else 's'}: not a multiple of {pattern.m}"
     return values.size // pattern.m, pattern.count_violations(values != 0, group_axis=group_axis), ""
