@@ -28,6 +28,7 @@ class Batches:
 
     Attributes:
         train: all training images, the same in every process.
+        used: which of them are trained on, int64; None for all.
         options: batch_size, accumulate, augment and seed are looked at.
         process_count: how many processes learn together.
         process_index: which of them this is.
@@ -38,6 +39,7 @@ class Batches:
 
     train: Samples
     options: MaskOptions
+    used: npt.NDArray[np.int64] | None = None
     process_count: int = 1
     process_index: int = 0
 
@@ -46,10 +48,14 @@ class Batches:
         smallest = min(self.options.batch_size, 2 if self.options.batch_norm else 1)
         if self.batch_size < smallest:
             raise UsageError(
-                f"data.train has {len(self.train)} images, and a step needs at least {smallest * self._parts}: {smallest} for "
+                f"data.train has {self._count} images, and a step needs at least {smallest * self._parts}: {smallest} for "
                 f"each of mask.accumulate {self.options.accumulate} batches in each of {self.process_count} processes; use "
                 "more images, a smaller mask.accumulate, or fewer processes"
             )
+
+    @property
+    def _count(self) -> int:
+        return len(self.train) if self.used is None else len(self.used)
 
     @property
     def _parts(self) -> int:
@@ -58,12 +64,12 @@ class Batches:
     @property
     def batch_size(self) -> int:
         """Images that a process handles at once."""
-        return min(self.options.batch_size, len(self.train) // self._parts)
+        return min(self.options.batch_size, self._count // self._parts)
 
     @property
     def epoch_steps(self) -> int:
         """Steps of one pass over the training images."""
-        return len(self.train) // (self.batch_size * self._parts)
+        return self._count // (self.batch_size * self._parts)
 
     def of_step(self, step: int, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         """The batches of this process in a step; steps are counted from 0, through all epochs.
@@ -73,11 +79,12 @@ class Batches:
             None where they are unknown; both on `device`.
         """
         epoch, step_of_epoch = divmod(step, self.epoch_steps)
-        order = _order(self.options.seed, epoch, len(self.train))
+        order = _order(self.options.seed, epoch, self._count)
         for part in range(self.options.accumulate):
             # Neighbouring batches go to different processes: two processes see in a step what one sees with accumulate 2.
             index = (step_of_epoch * self.options.accumulate + part) * self.process_count + self.process_index
             chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            chosen = chosen if self.used is None else self.used[chosen]
             generator = np.random.default_rng((_AUGMENTATION, self.options.seed, epoch, index))
             images = augment(torch.from_numpy(self.train.images[chosen]).to(device), self.options.augment, generator)
             known = self.train.known_labels

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate.utils import broadcast
 from torch import nn
@@ -46,7 +48,15 @@ class Learner:
         learning_rate: of the next step.
     """
 
-    def __init__(self, model: nn.Module, train: Samples, options: MaskOptions, prepare: Callable[[nn.Module], Trainee]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Samples,
+        options: MaskOptions,
+        prepare: Callable[[nn.Module], Trainee],
+        *,
+        used: npt.NDArray[np.int64] | None = None,
+    ) -> None:
         """Get ready for the first step.
 
         Args:
@@ -54,6 +64,7 @@ class Learner:
             train: training images and labels.
             options: see `MaskOptions`.
             prepare: makes a copy of the network ready, in place.
+            used: which of the training images are trained on, int64; None for all.
 
         Raises:
             UsageError: options, network and data do not fit one another.
@@ -76,6 +87,7 @@ class Learner:
         self._batches = Batches(
             train=train,
             options=options,
+            used=used,
             process_count=self._accelerator.num_processes,
             process_index=self._accelerator.process_index,
         )
@@ -122,6 +134,7 @@ class Learner:
         else:
             self._skipped_count = 0
             self._schedule.step()
+        self._trainee.end_step(self.step, self._losses[index])
         self.step += 1
 
     def check(self) -> float:
@@ -166,7 +179,13 @@ class Learner:
         for module in self._norms.values():
             broadcast(dict(module.named_buffers()))
         statistics = running_statistics(self._student) if self._norms else {}
-        return Outcome(masks=self.masks(), statistics=statistics, history=tuple(self.history), weights=self._trainee.weights())
+        return Outcome(
+            masks=self.masks(),
+            statistics=statistics,
+            history=tuple(self.history),
+            weights=self._trainee.weights(),
+            positions=self._trainee.positions(),
+        )
 
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on, after a `check`: tensors and plain values."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from masksparse_deploy.core.masks import LayerMask
+from masksparse_deploy.core.positions import PositionMask
 
 __all__ = ["Trainee"]
 
@@ -35,6 +36,10 @@ class Trainee(ABC):
     def begin_step(self, step: int, total_steps: int, seed: int) -> None:
         """Get ready for step `step` of `total_steps`, counted from 0; `seed` is of what is random in it."""
 
+    def end_step(self, step: int, loss: torch.Tensor) -> None:
+        """Step `step` is done; `loss` is its mean loss in this process, a scalar tensor on the device."""
+        del step, loss
+
     @abstractmethod
     def masks(self) -> Mapping[str, LayerMask]:
         """The masks as they are now, by weight name."""
@@ -49,4 +54,8 @@ class Trainee(ABC):
 
     def weights(self) -> Mapping[str, npt.NDArray[np.float32]]:
         """The parameters that are not what they were, see `MaskSet.weights`; none where training leaves them frozen."""
+        return {}
+
+    def positions(self) -> Mapping[str, PositionMask]:
+        """Which output positions are computed, by layer name; none where all are."""
         return {}

@@ -24,6 +24,7 @@ from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.event_log import EventLog, require_tensorboard
 from masksparse_deploy.learn.learner import Learner
 from masksparse_deploy.learn.model import state_fingerprint
+from masksparse_deploy.learn.positions.plan import plan_positions
 from masksparse_deploy.learn.processes import joined_processes
 from masksparse_deploy.learn.sparsifier import Outcome
 from masksparse_deploy.learn.trainee import Trainee
@@ -41,8 +42,10 @@ _WITHOUT_EFFECT = {"checkpoint_steps", "tensorboard"}
 class Training:
     """How a learned method runs; what it learns is up to `prepare`.
 
-    The loss is `masking_loss`. The same inputs, seed, PyTorch, thread and process count give the same outcome, also after an
-    interruption. Under a launcher of several processes every one of them calls `run`, and gets the same outcome.
+    The loss is `masking_loss`. With `options.position_rate` the network leaves output positions out too, whatever the method
+    does with its weights (see `learn.positions`). The same inputs, seed, PyTorch, thread and process count give the same
+    outcome, also after an interruption. Under a launcher of several processes every one of them calls `run`, and gets the same
+    outcome.
 
     Attributes:
         options: see `MaskOptions`.
@@ -105,7 +108,16 @@ class Training:
             self._learner(model, layers, train)
 
     def _learner(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Learner:
-        return Learner(model, train, self.options, lambda network: self.prepare(network, layers))
+        if self.options.position_rate == 0:
+            return Learner(model, train, self.options, lambda network: self.prepare(network, layers))
+        plan = plan_positions(model, train, self.options)
+        return Learner(
+            model,
+            train,
+            self.options,
+            lambda network: plan.prepare(network, lambda inner: self.prepare(inner, layers)),
+            used=plan.used,
+        )
 
     def _check_labels(self, train: Samples) -> None:
         if self.options.distillation < 1 and train.known_labels is None:
@@ -135,9 +147,9 @@ def _answers(model: nn.Module, train: Samples) -> npt.NDArray[np.float32]:
 
 
 def _changed_share(before: Mapping[str, LayerMask], after: Mapping[str, LayerMask]) -> float:
-    """The share of weights that are kept in one of the mask sets only."""
+    """The share of weights that are kept in one of the mask sets only; 0 where no weights are masked."""
     changed = sum(int(np.count_nonzero(before[name].keep != after[name].keep)) for name in before)
-    return changed / sum(mask.keep.size for mask in before.values())
+    return changed / max(1, sum(mask.keep.size for mask in before.values()))
 
 
 @contextmanager
