@@ -1,17 +1,20 @@
 """Did the sparsity survive? Every masked layer at the four checkpoints from the module to the engine."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from masksparse_deploy.core.any_pattern import Pattern, group_limit, parse_pattern
 from masksparse_deploy.core.artifacts.baking import BakedLayer, BakeReport
 from masksparse_deploy.core.artifacts.document import Verdict
 from masksparse_deploy.core.artifacts.engines import EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.survival import STAGES, LayerSurvival, StageState, SurvivalState
 from masksparse_deploy.core.artifacts.validation import Check
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.groups import count_kept
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph.annotations import PATTERN
 from masksparse_deploy.graph.model import Graph, WeightedLayer
 from masksparse_deploy.graph.reader import weighted_layers
@@ -22,17 +25,25 @@ __all__ = ["CHECK_NAME", "check_survival", "survival"]
 CHECK_NAME = "pattern of the sparse plan"
 
 
-def survival(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked: BakeReport | None) -> tuple[LayerSurvival, ...]:
+def survival(
+    sparse: Graph,
+    plan: Graph | None,
+    engine: EngineArtifact,
+    baked: BakeReport | None,
+    *,
+    rewritten: Graph | None = None,
+) -> tuple[LayerSurvival, ...]:
     """Follow every masked layer: those that the bake report names, and those that the file annotates.
 
     The module and its export are taken from the bake report, which counted their groups; the converted file and the engine
     are looked at here, whatever was recorded about them.
 
     Args:
-        sparse: the ONNX file that the engine was built from.
+        sparse: the ONNX file that carries the masks.
         plan: the engine's plan where it can be read back, else None.
         engine: what is known about the engine.
         baked: the report of the bake stage; None leaves the first two checkpoints unchecked.
+        rewritten: the file that the engine was built from, where it is not `sparse` itself but what was rewritten from it.
 
     Raises:
         ArtifactError: the bake report is about another file.
@@ -42,7 +53,7 @@ def survival(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked: B
             f"the bake report is about another sparse ONNX file: recorded digest {baked.sparse_sha256}, the file's digest is "
             f"{sparse.sha256}; run 'masksparse bake' again"
         )
-    return tuple(_survivals(sparse, plan, engine, baked))
+    return tuple(_survivals(sparse, plan, engine, baked, rewritten))
 
 
 def check_survival(layers: tuple[LayerSurvival, ...], engine: EngineArtifact) -> Check:
@@ -64,8 +75,11 @@ def check_survival(layers: tuple[LayerSurvival, ...], engine: EngineArtifact) ->
     return _check(0.0, "pass", f"read back from the plan: all {len(layers)} masked layers keep their pattern")
 
 
-def _survivals(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked: BakeReport | None) -> Iterator[LayerSurvival]:
+def _survivals(
+    sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked: BakeReport | None, rewritten: Graph | None
+) -> Iterator[LayerSurvival]:
     in_file = weighted_layers(sparse)
+    built_from = {layer.node.name: layer for layer in (in_file if rewritten is None else weighted_layers(rewritten))}
     in_plan = None if plan is None else plan_layers(plan)
     recorded = {entry.node: entry for entry in baked.layers} if baked is not None else {}
     for layer in in_file:
@@ -73,25 +87,26 @@ def _survivals(sparse: Graph, plan: Graph | None, engine: EngineArtifact, baked:
         claim = layer.node.metadata.get(PATTERN, entry.pattern if entry is not None else None)
         if claim is None:
             continue
-        pattern = NMPattern.parse(claim)
+        pattern = parse_pattern(claim)
+        deployed = built_from.get(layer.node.name)
         yield _followed(
             layer.node.name if entry is None else entry.layer,
             pattern,
             entry,
             converted=_counted(layer, pattern),
-            in_engine=_unseen(layer, engine) if in_plan is None else _in_plan(layer, pattern, in_plan),
-            runs_sparse=_runs_sparse(layer, engine),
+            in_engine=_unseen(layer, engine) if in_plan is None else _in_plan(layer, deployed, pattern, in_plan),
+            runs_sparse=_runs_sparse(layer, deployed, engine),
         )
     for node, entry in recorded.items():
         gone = StageState(state="missing", why=f"no operator {node} with a weight is in the file")
         in_engine = StageState(state="not checked", why="it is not in the file that the engine was built from")
-        pattern = NMPattern.parse(entry.pattern)
+        pattern = parse_pattern(entry.pattern)
         yield _followed(entry.layer, pattern, entry, converted=gone, in_engine=in_engine, runs_sparse=False)
 
 
 def _followed(
     name: str,
-    pattern: NMPattern,
+    pattern: Pattern,
     entry: BakedLayer | None,
     *,
     converted: StageState,
@@ -116,12 +131,20 @@ def _recorded(entry: BakedLayer | None) -> Mapping[str, StageState]:
     return states
 
 
-def _in_plan(layer: WeightedLayer, pattern: NMPattern, in_plan: tuple[WeightedLayer, ...]) -> StageState:
-    found = layer_in_plan(layer, in_plan)
-    if found is None or found.weight.shape != layer.weight.shape:
-        return StageState(
-            state="missing", why=f"its weight {layer.stored_name} is not in the plan with the shape {layer.weight.shape}"
-        )
+def _in_plan(
+    layer: WeightedLayer, deployed: WeightedLayer | None, pattern: Pattern, in_plan: tuple[WeightedLayer, ...]
+) -> StageState:
+    """What the plan holds of a layer; `deployed` is the layer of that name in the file that the engine was built from."""
+    if deployed is None or deployed.node.op != layer.node.op:
+        why = "it is computed by other operators: see the checks of the rewritten file and of the plan's weights"
+        return StageState(state="not checked", why=why)
+    found = layer_in_plan(deployed, in_plan)
+    if found is None or found.weight.shape != deployed.weight.shape:
+        why = f"its weight {deployed.stored_name} is not in the plan with the shape {deployed.weight.shape}"
+        return StageState(state="missing", why=why)
+    if isinstance(pattern, BlockPattern) and deployed.weight.shape != layer.weight.shape:
+        # the columns of a group are gathered channels: those of a block that holds anything are at most the ones kept
+        return _counted_blocks(found.weight, pattern, layer.weight.shape[1])
     return _counted(found, pattern)
 
 
@@ -135,7 +158,9 @@ def _unseen(layer: WeightedLayer, engine: EngineArtifact) -> StageState:
     return StageState(state="not checked", why=f"{engine.backend} does not show the weights; {runs}")
 
 
-def _runs_sparse(layer: WeightedLayer, engine: EngineArtifact) -> bool | None:
+def _runs_sparse(layer: WeightedLayer, deployed: WeightedLayer | None, engine: EngineArtifact) -> bool | None:
+    if deployed is None or deployed.weight.size < layer.weight.size:
+        return True  # rewritten: what the pattern drops is not in the engine at all
     kernel = _kernel(layer, engine)
     if kernel is not None:
         return kernel.is_sparse
@@ -147,9 +172,23 @@ def _kernel(layer: WeightedLayer, engine: EngineArtifact) -> EngineLayer | None:
     return next((entry for entry in engine.layers if layer.node.name in entry.onnx_nodes), None)
 
 
-def _counted(layer: WeightedLayer, pattern: NMPattern) -> StageState:
+def _counted(layer: WeightedLayer, pattern: Pattern) -> StageState:
+    if isinstance(pattern, BlockPattern):
+        weight = np.moveaxis(layer.weight, (layer.output_axis, layer.group_axis), (0, 1)) if layer.weight.ndim > 1 else None
+        if weight is None or weight.shape[0] % pattern.n or weight.size == 0:
+            why = f"a weight {layer.weight.shape} has no blocks of {pattern.n} output channels"
+            return StageState(state="broken", violation_count=1, group_count=1, why=why)
+        return _counted_blocks(weight, pattern, weight.shape[1])
     kept = [count_kept(layer.weight != 0, axis=axis, size=pattern.m) for axis in layer.group_axes(pattern)]
     return _judged(sum(int(np.count_nonzero(part > pattern.n)) for part in kept), sum(part.size for part in kept))
+
+
+def _counted_blocks(weight: npt.NDArray[Any], pattern: BlockPattern, in_channels: int) -> StageState:
+    """Count the blocks of a weight, output channels first, that may hold only some of the layer's input channels."""
+    used = pattern.blocks(weight != 0)
+    counts = used.sum(axis=1) if pattern.uniform else used.sum(keepdims=True)
+    kept = pattern.kept_channels(in_channels) if pattern.uniform else pattern.kept_blocks(len(weight), in_channels)
+    return _judged(int(np.count_nonzero(counts > kept)), counts.size)
 
 
 def _judged(violation_count: int, group_count: int) -> StageState:
@@ -161,12 +200,12 @@ def _loss(layer: LayerSurvival) -> str:
     stage = layer.lost_at
     assert stage is not None, "only lost layers are told of"
     found = layer.at(stage)
-    if found.state == "missing":
+    if found.why:
         return f"{layer.layer}: first lost at the stage {stage}: {found.why}"
-    pattern = NMPattern.parse(layer.pattern)
+    pattern = parse_pattern(layer.pattern)
+    limit = f"{pattern} allows" if isinstance(pattern, BlockPattern) else group_limit(pattern, 0, 0)
     groups = f"{found.violation_count:,} of {found.group_count:,} groups"
-    along = " along input or output channels" if pattern.transposable else ""
-    return f"{layer.layer}: first lost at the stage {stage}: {groups} keep more than {pattern.n} of {pattern.m} weights{along}"
+    return f"{layer.layer}: first lost at the stage {stage}: {groups} keep more than {limit}"
 
 
 def _check(measured: float | None, verdict: Verdict, detail: str, *, decides: bool = True) -> Check:
