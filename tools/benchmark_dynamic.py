@@ -27,6 +27,7 @@ from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, survey_layers
 from masksparse_deploy.learn.learner import Learner
+from masksparse_deploy.learn.mask_rule import Following
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.transposable.solve import Solver, transposable_mask
 from masksparse_deploy.profiling.latencies import median_interval
@@ -128,7 +129,7 @@ def _trainee(network: nn.Module, text: str, solver: Solver | None, *, mask_steps
             return pattern.keep_largest(magnitude, group_axis=GROUP_AXIS)
         return transposable_mask(magnitude, pattern, solver=solver)
 
-    return WeightTrainee(network, layers, pattern, choose, mask_steps=mask_steps)
+    return WeightTrainee(network, layers, Following(pattern=pattern, chosen_by=choose, mask_steps=mask_steps))
 
 
 def _on_gpu(options: MaskOptions) -> bool:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import nn
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.eligibility import LayerSurvey, obstacles, survey_layers
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.probe import Probe, weight_layers
@@ -101,7 +101,7 @@ def apply_assignment(survey: LayerSurvey, selection: LayerSelection, *, name: st
     return dataclasses.replace(survey, eligible=eligible, skipped=(*survey.skipped, *skipped))
 
 
-def _check_made_for(selection: LayerSelection, path: Path, source_sha256: str, pattern: NMPattern) -> None:
+def _check_made_for(selection: LayerSelection, path: Path, source_sha256: str, pattern: Pattern) -> None:
     if selection.source_sha256 != source_sha256:
         raise ArtifactError(
             f"{path} was made for other weights (SHA-256 {selection.source_sha256}) than the checkpoint's ({source_sha256}); "

@@ -66,9 +66,12 @@ def choose(methods: Methods, count: Count, *, total: int, largest_drop: float) -
 
 
 def _baselines(methods: Methods, *, permuted: bool) -> Iterator[Candidate]:
+    # They are of masks of weights.
+    if methods.options.method == "positions":
+        return
     name, sparsifier = MAGNITUDE, methods.magnitude()
     yield Candidate(name, methods.run(sparsifier, permuted=False))
-    if methods.pattern.transposable:
+    if methods.is_transposable:
         name, sparsifier = TRANSPOSABLE, methods.transposable()
         yield Candidate(name, methods.run(sparsifier, permuted=False))
     if permuted:

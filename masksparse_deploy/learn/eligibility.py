@@ -8,9 +8,12 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.artifacts.document import SkippedLayer
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.learn.block_obstacle import block_choice, block_obstacle
 from masksparse_deploy.learn.probe import Probe, WeightLayer, weight_layers
 
 __all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "obstacles", "survey_layers"]
@@ -31,9 +34,12 @@ class EligibleLayer:
     mac_count: int
     is_convolution: bool
 
-    def saved_mac_count(self, pattern: NMPattern) -> int:
+    def saved_mac_count(self, pattern: Pattern) -> int:
         """The multiply-accumulates that a sparse kernel leaves out at most; those with padded channels are not left out."""
         channels = self.shape[GROUP_AXIS]
+        if isinstance(pattern, BlockPattern):
+            count = self.shape[0] // pattern.n * channels
+            return self.mac_count // count * (count - pattern.kept_blocks(self.shape[0], channels))
         return self.mac_count // channels * _saved_channels(channels, pattern)
 
 
@@ -55,7 +61,7 @@ def survey_layers(
     model: nn.Module,
     probe: Probe,
     *,
-    pattern: NMPattern,
+    pattern: Pattern,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     pad_channels: bool = False,
@@ -69,10 +75,14 @@ def survey_layers(
 
     A transposable pattern needs its multiples along the output channels too, and no channels are added for it.
 
+    A 1xN pattern needs `out_channels % N == 0`, and a share that prunes some of the input channels, rounded. Where no glob
+    other than "*" names them, it also leaves dense the first convolution, and strided 1x1 convolutions in networks that have
+    no other 1x1 convolutions: those of the shortcuts of ResNet-18 and 34, which cost little and through which all passes.
+
     Args:
         model: the network.
         probe: what `probe_model` found.
-        pattern: N:M.
+        pattern: N:M or 1xN.
         include: globs over layer names.
         exclude: globs over layer names; wins over `include`.
         pad_channels: channels of zeros may be added in the ONNX file.
@@ -81,7 +91,7 @@ def survey_layers(
         UsageError: a glob matches no layer, a layer named without wildcards is not eligible, no layer is eligible, or
             channels shall be added for a transposable pattern.
     """
-    if pad_channels and pattern.transposable:
+    if pad_channels and isinstance(pattern, NMPattern) and pattern.transposable:
         raise UsageError(
             f"mask.pad_channels fills groups of input channels, and a {pattern} mask needs whole tiles of {pattern.m} x "
             f"{pattern.m} channels; remove it (layers without whole tiles stay dense), or use mask.pattern "
@@ -102,9 +112,11 @@ def survey_layers(
         if obstacle and name in include and excluded is None:
             remedy = "remove it, or set mask.pad_channels: true" if paddable else "remove it"
             raise UsageError(f"mask.include names {name}, which cannot carry a {pattern} mask: {obstacle}; {remedy}")
-        if obstacle and paddable and _input_channels(module) > pattern.m:
+        if obstacle and paddable and isinstance(pattern, NMPattern) and _input_channels(module) > pattern.m:
             obstacle += " (set mask.pad_channels to mask it)"
         reason = obstacle or _choice(name, module, include, excluded, pattern)
+        if reason is None and isinstance(pattern, BlockPattern) and not _is_named(name, include):
+            reason = block_choice(name, layers, probe)
         if reason:
             skipped.append(SkippedLayer(name=name, reason=reason, weight_count=weight_count, mac_count=mac_count))
             continue
@@ -130,7 +142,7 @@ def survey_layers(
     )
 
 
-def obstacles(model: nn.Module, probe: Probe, *, pattern: NMPattern, pad_channels: bool = False) -> dict[str, str]:
+def obstacles(model: nn.Module, probe: Probe, *, pattern: Pattern, pad_channels: bool = False) -> dict[str, str]:
     """Layer name -> why the layer cannot carry a mask of `pattern`, whatever the user says; the others are missing."""
     shared = _shared_weights(model)
     layers = weight_layers(model).items()
@@ -139,7 +151,7 @@ def obstacles(model: nn.Module, probe: Probe, *, pattern: NMPattern, pad_channel
 
 
 def _obstacle(
-    name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: NMPattern, pad_channels: bool
+    name: str, module: WeightLayer, probe: Probe, shared: Mapping[str, str], pattern: Pattern, pad_channels: bool
 ) -> str | None:
     """Why the layer cannot carry a mask, whatever the user says."""
     if "weight" not in module._parameters:
@@ -152,7 +164,19 @@ def _obstacle(
         return "not a 2-d convolution"
     if isinstance(module, _ConvNd) and module.groups != 1:
         return f"{'depthwise' if module.groups == module.in_channels else 'grouped'} convolution ({module.groups} groups)"
-    count, unit = _input_channels(module), "channel" if isinstance(module, _ConvNd) else "feature"
+    unit = "channel" if isinstance(module, _ConvNd) else "feature"
+    if isinstance(pattern, BlockPattern):
+        obstacle = block_obstacle(module.weight.shape[0], _input_channels(module), unit, pattern)
+    else:
+        obstacle = _group_obstacle(module, unit, pattern, pad_channels)
+    if obstacle is None and name not in probe.mac_counts:
+        return "does not run when an image passes through the network"
+    return obstacle
+
+
+def _group_obstacle(module: WeightLayer, unit: str, pattern: NMPattern, pad_channels: bool) -> str | None:
+    """Why the channels do not make whole groups."""
+    count = _input_channels(module)
     pad_channels = pad_channels and not pattern.transposable
     if count % pattern.m and not (pad_channels and _saved_channels(count, pattern) > 0):
         remark = ", and padding them saves nothing" if pad_channels else ""
@@ -160,8 +184,6 @@ def _obstacle(
     count = module.weight.shape[0]
     if pattern.transposable and count % pattern.m:
         return f"{count} output {unit}{'' if count == 1 else 's'}, not a multiple of {pattern.m}"
-    if name not in probe.mac_counts:
-        return "does not run when an image passes through the network"
     return None
 
 
@@ -174,18 +196,23 @@ def _saved_channels(count: int, pattern: NMPattern) -> int:
     return count - pattern.padded_length(count) // pattern.m * pattern.n
 
 
-def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: str | None, pattern: NMPattern) -> str | None:
+def _choice(name: str, module: WeightLayer, include: Sequence[str], excluded: str | None, pattern: Pattern) -> str | None:
     """Why an eligible layer is left dense by the user's choice, or by the default for linear and for narrow layers."""
     if excluded is not None:
         return f"excluded by mask.exclude {excluded!r}"
     matching = [glob for glob in include if fnmatchcase(name, glob)]
     if not matching:
         return "not matched by mask.include"
-    if isinstance(module, nn.Linear) and set(matching) == {_EVERYTHING}:
+    if isinstance(module, nn.Linear) and not _is_named(name, include):
         return "a linear layer: name it in mask.include to mask it"
-    if _input_channels(module) < pattern.m and set(matching) == {_EVERYTHING}:
+    if isinstance(pattern, NMPattern) and _input_channels(module) < pattern.m and not _is_named(name, include):
         return f"fewer than {pattern.m} input channels: name it in mask.include to mask it"
     return None
+
+
+def _is_named(name: str, include: Sequence[str]) -> bool:
+    """Whether a glob other than "*" asks for the layer."""
+    return any(glob != _EVERYTHING and fnmatchcase(name, glob) for glob in include)
 
 
 def _shared_weights(model: nn.Module) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Magnitude masks: the N largest |weight| of every group, or of every row and column of a tile."""
+"""Magnitude masks: the N largest |weight| of every group, or of every row and column of a tile, or the largest blocks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +7,8 @@ from typing import final
 import numpy as np
 from torch import nn
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.masks import LayerMask
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.choose_mask import choose_mask
 from masksparse_deploy.learn.eligibility import GROUP_AXIS, EligibleLayer
@@ -24,14 +24,14 @@ class Magnitude(Sparsifier):
     """Keeps the N largest |weight| of every group; needs no data.
 
     With a transposable pattern, what keeps the most |weight| of those masks that keep N in every row and in every column of
-    each M x M tile (see `learn.transposable`).
+    each M x M tile (see `learn.transposable`). With a 1xN pattern, the blocks with the largest L1 norms.
 
     Attributes:
-        pattern: N:M.
+        pattern: of the masks.
         solver: of transposable masks; see `choose_mask` for the tiles that an approximation leaves wanting.
     """
 
-    pattern: NMPattern
+    pattern: Pattern
     solver: Solver = "exact"
 
     def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:

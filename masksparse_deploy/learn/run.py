@@ -9,7 +9,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share
+from masksparse_deploy.core.artifacts.selection import DENSE
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.config import DataOptions, Gates, MaskOptions, ModelOptions
 from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.masks import MaskSet
@@ -25,6 +28,10 @@ from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.methods import CHECKPOINT, Methods
 from masksparse_deploy.learn.model import load_model, state_fingerprint, weights_fingerprint
 from masksparse_deploy.learn.permutation.apply import permute
+from masksparse_deploy.learn.positions.apply import masked_positions
+from masksparse_deploy.learn.positions.report import positioned_layers, remaining_mac_count, unmasked_weights
+from masksparse_deploy.learn.positions.requested import check_position_options
+from masksparse_deploy.learn.positions.survey import survey_positions
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.processes import joined_processes
 from masksparse_deploy.learn.requested import requested_pattern
@@ -49,7 +56,7 @@ def learn(
 ) -> LearnReport:
     """Choose masks for a trained network, measure them and their baselines, write masks.safetensors and learn.json.
 
-    Weights stay frozen, but with the methods "adaprune" and "sparse-training", which bring new ones in the mask set.
+    Weights stay frozen, but with the methods of `WeightMethod`, which bring new ones in the mask set.
 
     The same inputs, seed, PyTorch, thread and process count give the same bytes, also when learning was interrupted and
     continued. Under a launcher of several processes all of them call this, and the main one writes and shows progress.
@@ -98,6 +105,7 @@ def _learn(
     progress: Progress,
 ) -> tuple[MaskSet, LearnReport]:
     make_folder(out)
+    check_position_options(mask_options)
     m = automatic_m(mask_options)
     # Refused before anything is read.
     if m is None:
@@ -115,22 +123,30 @@ def _learn(
         layers = survey_assigned(model, probe, _with_pattern(mask_options, NMPattern(n=1, m=m)), folder=folder).eligible
         mask_options = _with_pattern(mask_options, pattern_for_source(model, layers, m))
     pattern = requested_pattern(mask_options)
-    survey = survey_assigned(model, probe, mask_options, folder=folder)
+    if isinstance(pattern, BlockPattern):
+        # With this machine's rounding in it, so that checkpoints of others are not gone on from.
+        mask_options = _with_pattern(mask_options, pattern)
+    positions = survey_positions(model, train.images.shape[1:], mask_options) if mask_options.position_rate else None
+    if positions is not None and mask_options.method == "positions":
+        survey = unmasked_weights(model, probe, positions)
+    else:
+        survey = survey_assigned(model, probe, mask_options, folder=folder)
     weights_before, source_sha256 = weights_fingerprint(model), state_fingerprint(model)
 
     def count(candidate: Candidate | None, samples: Samples) -> int:
         name, outcome = (candidate.name, candidate.outcome) if candidate else ("dense", Outcome(masks={}))
         network = _in_order(model, outcome)
         replaced = substitutes(network, outcome.masks, outcome.statistics, outcome.weights)
-        return count_correct(
-            network,
-            samples,
-            replaced,
-            batch_size=mask_options.batch_size,
-            what=name,
-            device=device,
-            progress=progress,
-        )
+        with masked_positions(network, outcome.positions):
+            return count_correct(
+                network,
+                samples,
+                replaced,
+                batch_size=mask_options.batch_size,
+                what=name,
+                device=device,
+                progress=progress,
+            )
 
     methods = Methods(
         model=model,
@@ -164,13 +180,16 @@ def _learn(
         statistics=outcome.statistics,
         permutations=outcome.permutations,
         weights=outcome.weights,
+        positions=outcome.positions,
     )
     masked = tuple(_masked_layer(permuted, layer, outcome) for layer in survey.eligible)
     masked_macs = sum(layer.mac_count for layer in masked)
-    saved_macs = sum(layer.saved_mac_count(pattern) for layer in survey.eligible)
+    positioned = positioned_layers(positions, outcome) if positions is not None else ()
+    saved_macs = {layer.name: layer.saved_mac_count(pattern) for layer in survey.eligible}
+    remaining_macs = {name: count - saved_macs.get(name, 0) for name, count in probe.mac_counts.items()}
     report = LearnReport(
         method=method,
-        pattern=str(pattern),
+        pattern=str(pattern) if mask_options.method != "positions" else DENSE,
         mask_set_sha256=masks.digest,
         source_sha256=source_sha256,
         weights_sha256_before=weights_before,
@@ -182,7 +201,7 @@ def _learn(
         convolutions=Share(masked=sum(layer.is_convolution for layer in survey.eligible), total=survey.convolution_count),
         parameters=Share(masked=sum(layer.weight_count for layer in survey.eligible), total=survey.parameter_count),
         macs=Share(masked=masked_macs, total=survey.mac_count),
-        amdahl_limit=survey.mac_count / (survey.mac_count - saved_macs),
+        amdahl_limit=survey.mac_count / remaining_mac_count(remaining_macs, positioned),
         accuracies=tuple(accuracies),
         history=outcome.history,
         seed=mask_options.seed,
@@ -190,11 +209,13 @@ def _learn(
         recipe=choice.recipe,
         permutation_count=len(outcome.permutations),
         changed_parameters=tuple(sorted(outcome.weights)),
+        positions=positioned,
+        positions_skipped=positions.skipped if positions is not None else (),
     )
     return masks, report
 
 
-def _with_pattern(options: MaskOptions, pattern: NMPattern) -> MaskOptions:
+def _with_pattern(options: MaskOptions, pattern: Pattern) -> MaskOptions:
     return options.model_copy(update={"pattern": str(pattern)})
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.groups import count_kept, filled, members_of
 from masksparse_deploy.core.masks import LayerMask
+from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.learn.probe import layer_input
 
@@ -60,6 +61,7 @@ def absorbed(weight: npt.NDArray[np.float32], mask: LayerMask) -> npt.NDArray[np
         weight: float32 (out_channels, in_channels, kernel_h, kernel_w) or (out_features, in_features).
         mask: of the weight.
     """
+    assert isinstance(mask.pattern, NMPattern), "methods that need 1xN blocks are others"
     axis, size = mask.group_axis, mask.pattern.m
     dropped = filled(np.where(mask.keep, np.float32(0), weight), axis=axis, size=size, fill=0)
     share = members_of(dropped, axis=axis, size=size).sum(0) / count_kept(mask.keep, axis=axis, size=size)

@@ -16,6 +16,7 @@ from masksparse_deploy.learn.dynamic import SparseTraining
 from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
 from masksparse_deploy.learn.evaluation import compute_logits, substitutes
 from masksparse_deploy.learn.learner import Learner
+from masksparse_deploy.learn.mask_rule import Following
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.sparsifier import Outcome
 from tests.learn.learning import OPTIONS, TRAIN, content, layers, run
@@ -67,9 +68,8 @@ def test_what_comes_out_answers_more_like_the_dense_network_than_masks_alone(tmp
 
 def trainee(network: torch.nn.Module, text: str, mask_steps: int = 4) -> WeightTrainee:
     pattern = NMPattern.parse(text)
-    return WeightTrainee(
-        network, layers(tiny_cnn(), pattern), pattern, lambda w: choose_mask(w, pattern, "exact"), mask_steps=mask_steps
-    )
+    rule = Following(pattern=pattern, chosen_by=lambda w: choose_mask(w, pattern, "exact"), mask_steps=mask_steps)
+    return WeightTrainee(network, layers(tiny_cnn(), pattern), rule)
 
 
 def test_masks_change_every_so_many_steps_and_then_follow_the_weights() -> None:
