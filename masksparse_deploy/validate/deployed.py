@@ -22,16 +22,23 @@ __all__ = ["check_weights", "read_plan_graph", "read_unconverted", "require_chai
 
 
 def require_chain(
-    dense: Graph, sparse: Graph, dense_engine: EngineArtifact, sparse_engine: EngineArtifact, certificate: Certificate
+    dense: Graph,
+    sparse: Graph,
+    dense_engine: EngineArtifact,
+    sparse_engine: EngineArtifact,
+    certificate: Certificate,
+    *,
+    rewritten: Graph | None = None,
 ) -> None:
-    """Check that engines and certificate are about these two ONNX files.
+    """Check that engines and certificate are about these two ONNX files; the sparse engine about the rewritten one if given.
 
     Raises:
         ArtifactError: a recorded digest is another one; both are shown, with the stage to run again.
     """
+    deployed, kind = (sparse, "sparse") if rewritten is None else (rewritten, "rewritten")
     recorded = (
         ("the dense engine was built from", dense_engine.source_sha256, "dense", dense, "build"),
-        ("the sparse engine was built from", sparse_engine.source_sha256, "sparse", sparse, "build"),
+        ("the sparse engine was built from", sparse_engine.source_sha256, kind, deployed, "build"),
         ("the certificate is about", certificate.dense_sha256, "dense", dense, "certify"),
         ("the certificate is about", certificate.sparse_sha256, "sparse", sparse, "certify"),
     )

@@ -7,6 +7,7 @@ import numpy as np
 from masksparse_deploy.core.artifacts.attribution import Attribution
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
@@ -36,6 +37,7 @@ from masksparse_deploy.validate.outputs import (
     row_norms,
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
+from masksparse_deploy.validate.rewritten import check_rewritten, read_built_from
 from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.variants import make_variants
 from masksparse_deploy.validate.verdict import overall_verdict
@@ -58,6 +60,8 @@ def validate(
     baked: BakeReport | None = None,
     unconverted: tuple[Path, Path] | None = None,
     profile: ProfileReport | None = None,
+    rewrite: RewriteReport | None = None,
+    rewritten_onnx: Path | None = None,
     samples: Samples,
     gates: Gates,
     engine_options: EngineOptions,
@@ -70,13 +74,16 @@ def validate(
         dense_engine: metadata (engine.json) of the dense engine.
         sparse_engine: metadata of the sparse engine.
         dense_onnx: the file the dense engine was built from.
-        sparse_onnx: the file the sparse engine was built from.
+        sparse_onnx: the sparse file, which certificate and references are about; its engine was built from it or from the
+            rewritten file.
         certificate: proved bounds about the two files.
         probe: images with PyTorch's outputs, from the bake stage; None where there are none.
         baked: the report of the bake stage; None leaves what only it can tell of the layers' sparsity unchecked.
         unconverted: the dense and the sparse ONNX file before they were converted to a reduced precision, which tell what that
             cost; without them the weights of the two files count as exact.
         profile: times of the two engines, for the gate of the speedup; None leaves that gate undecided.
+        rewrite: the report of the rewrite stage, where there was one.
+        rewritten_onnx: the file that it wrote, if it wrote one.
         samples: labelled images for accuracy; the first ones also for the references.
         gates: what the user demands.
         engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
@@ -91,15 +98,18 @@ def validate(
     progress("validate", 0, _STEPS)
     dense = read_deployed("dense", dense_onnx, dense_engine, samples, engine_options.threads)
     sparse = read_deployed("sparse", sparse_onnx, sparse_engine, samples, engine_options.threads)
-    require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate)
+    built_from = read_built_from(sparse.graph, sparse_onnx, rewrite, rewritten_onnx)
+    rewritten = built_from.graph if built_from.is_rewritten else None
+    require_chain(dense.graph, sparse.graph, dense.engine, sparse.engine, certificate, rewritten=rewritten)
     networks = None if unconverted is None else read_unconverted(unconverted, baked)
     for network in (dense, sparse):
         require_classes(network.outputs, samples.labels)
     dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
-    survived = survival(sparse.graph, sparse_plan, sparse.engine, baked)
-    checks = [
+    survived = survival(sparse.graph, sparse_plan, sparse.engine, baked, rewritten=rewritten)
+    checks = [check_rewritten(sparse.graph, built_from)] if built_from.is_rewritten else []
+    checks += [
         check_survival(survived, sparse.engine),
-        check_weights("weights of the sparse plan", sparse.graph, sparse_plan, sparse.engine.backend),
+        check_weights("weights of the sparse plan", built_from.graph, sparse_plan, sparse.engine.backend),
         check_weights("weights of the dense plan", dense.graph, dense_plan, dense.engine.backend),
     ]
     checks.append(check_finite(dense.outputs, sparse.outputs))
@@ -115,7 +125,7 @@ def validate(
         checks += _claim_checks(dense, sparse, certificate)
         progress("validate", 4, _STEPS)
         found, layers, attribution = _layer_checks(
-            dense, sparse, certificate, gates, engine_options, sparse_onnx, networks, out, progress
+            dense, sparse, certificate, gates, engine_options, built_from.path, networks, out, progress
         )
         checks += found
     progress("validate", 5, _STEPS)
@@ -209,7 +219,7 @@ def _layer_checks(
     certificate: Certificate,
     gates: Gates,
     options: EngineOptions,
-    sparse_onnx: Path,
+    built_from: Path,
     unconverted: tuple[Graph, Graph] | None,
     out: Path,
     progress: Progress,
@@ -220,7 +230,7 @@ def _layer_checks(
         return [layerwise_gate((), {}, gates)], (), None
     backend = get_backend(sparse.engine.backend)
     exposed = exposed_tensors(pairs, sparse.graph)
-    engine = backend.build(sparse_onnx, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
+    engine = backend.build(built_from, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
     kernels = layer_kernels(pairs, engine)
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs
