@@ -53,7 +53,12 @@ class Annotate(ir.passes.InPlacePass):
     def _dense_reason(self, weight_name: str) -> str:
         layer = weight_name.removesuffix(".weight")
         reasons = (skipped.reason for skipped in self._masks.skipped if skipped.name == layer)
-        return next(reasons, "the mask set has no mask of that name")
+        unknown = (
+            "its positions are masked, its weights are not"
+            if layer in self._masks.positions
+            else "the mask set has no mask of that name"
+        )
+        return next(reasons, unknown)
 
 
 def _properties(value: ir.Value, mask: LayerMask) -> Mapping[str, str]:

@@ -1,7 +1,8 @@
 """What PyTorch computes for a few images, so that stages without torch can tell whether a file kept the function."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ from safetensors.numpy import save as save_safetensors
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.optional import require
+from masksparse_deploy.core.positions import PositionMask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,13 +20,16 @@ __all__ = ["forward", "probe_bytes"]
 Array = npt.NDArray[np.float32]
 
 
-def forward(model: "nn.Module", images: Array, replaced: Mapping[str, Array]) -> Array:
+def forward(
+    model: "nn.Module", images: Array, replaced: Mapping[str, Array], positions: Mapping[str, PositionMask] | None = None
+) -> Array:
     """Outputs of a network in eval mode with some of its parameters and buffers replaced; the network is left as it was.
 
     Args:
         model: from float32 images (batch, channels, height, width) to one float32 tensor.
         images: float32 (count, channels, height, width).
         replaced: name in the state dict -> float32 values.
+        positions: name of a convolution -> which positions of its output are computed; others hold its bias.
 
     Returns:
         float32 (count, ...).
@@ -43,7 +48,9 @@ def forward(model: "nn.Module", images: Array, replaced: Mapping[str, Array]) ->
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as hooks:
+            for name, mask in (positions or {}).items():
+                hooks.enter_context(model.get_submodule(name).register_forward_hook(_leaving_out(mask)))
             inputs = torch.tensor(images, device=device)
             outputs = torch.func.functional_call(model, overrides, (inputs,))
     finally:
@@ -55,6 +62,17 @@ def forward(model: "nn.Module", images: Array, replaced: Mapping[str, Array]) ->
             "the network gives values that are not finite (NaN or infinity) for the probe images; check its weights"
         )
     return array
+
+
+def _leaving_out(mask: PositionMask) -> Callable[[Any, Any, Any], Any]:
+    """A forward hook that puts the convolution's bias, or 0, at the positions that the mask drops."""
+
+    def hook(module: Any, inputs: Any, output: Any) -> Any:
+        keep = output.new_tensor(mask.keep, dtype=bool)
+        bias = output.new_zeros(1) if module.bias is None else module.bias
+        return output.where(keep, bias.reshape(1, -1, 1, 1))
+
+    return hook
 
 
 def probe_bytes(images: Array, dense_outputs: Array, sparse_outputs: Array) -> bytes:

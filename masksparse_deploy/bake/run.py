@@ -17,9 +17,11 @@ from masksparse_deploy.bake.convert import convert, require_calibration
 from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.fit import fit_masks
 from masksparse_deploy.bake.pad import pad_channels, padded_weights
+from masksparse_deploy.bake.position_options import require_positions_fit
+from masksparse_deploy.bake.positions import MaskPositions
 from masksparse_deploy.bake.probe import forward, probe_bytes
 from masksparse_deploy.bake.storage import to_proto
-from masksparse_deploy.bake.verify import masked, verify_converted, verify_export, with_checkpoints
+from masksparse_deploy.bake.verify import masked, verify_converted, verify_export, verify_positions, with_checkpoints
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.config import BakeOptions
 from masksparse_deploy.core.errors import ArtifactError
@@ -61,7 +63,8 @@ def bake(
 
     Where the mask set brings re-estimated batch-norm statistics or new weights, the sparse file is made from a second export
     with them; otherwise from the dense one, and the files differ in masked values and annotations only. The dense twin always
-    is the network as trained. Where masks have groups that are not full, both files get channels of zeros.
+    is the network as trained. Where masks have groups that are not full, both files get channels of zeros. Where positions are
+    masked, the sparse file has a Where behind the convolution (see bake.positions), and the dense twin has none.
 
     Args:
         dense_model: the trained network, from float32 images (batch, channels, height, width) to logits; left as it was.
@@ -80,8 +83,8 @@ def bake(
 
     Raises:
         ArtifactError: the masks are for other weights or another model, or what was written does not conform.
-        UsageError: the network cannot be exported, its weights or outputs are not finite, or the calibration images are not
-            what the precision needs.
+        UsageError: the network cannot be exported, its weights or outputs are not finite, the calibration images are not
+            what the precision needs, or the precision is not for masked positions.
         MachineError: torch or onnxscript is missing, or the folder cannot be written.
     """
     if masks.source_sha256 != source_sha256:
@@ -92,6 +95,7 @@ def bake(
     require_calibration(options, calibration, example_shape)
     trained = _trained_weights(dense_model, masks)
     _require_places(dense_model, masks)
+    require_positions_fit(dense_model, masks, options)
     new = {**trained, **{name: masks.weights[name] for name in masks.layers.keys() & masks.weights.keys()}}
     make_folder(out)
     steps = 6
@@ -109,13 +113,14 @@ def bake(
     stored = _in_stored_axes(sparse, padding.masks)
     ApplyMasks(stored)(sparse)
     Annotate(stored)(sparse)
+    MaskPositions(stored)(sparse)
     progress("conformity", 2, steps)
     weights, new_weights = (
         _in_axes_of(stored, padded_weights(arrays, padding.masks), padding.masks) for arrays in (trained, new)
     )
     protos = [to_proto(model) for model in (dense, sparse)]
     dense_graph, sparse_graph = _graphs(protos)
-    exported = verify_export(dense_graph, sparse_graph, stored, weights, new_weights)
+    exported = verify_export(dense_graph, verify_positions(sparse_graph, masks)[0], stored, weights, new_weights)
     progress("precision", 3, steps)
     conversions = [
         convert(proto, options, calibration, masks=own, progress=progress)
@@ -128,12 +133,13 @@ def bake(
             name: proto.SerializeToString(deterministic=True) for name, proto in zip(UNCONVERTED_NAMES, protos, strict=True)
         }
     dense_graph, sparse_graph = _graphs([conversion.model for conversion in conversions])
+    sparse_graph, positions = verify_positions(sparse_graph, masks)
     layers = verify_converted(dense_graph, sparse_graph, stored, options.precision)
     progress("reference outputs", 4, steps)
     probe = probe_bytes(
         np.ascontiguousarray(probe_images),
         forward(dense_model, probe_images, {}),
-        forward(dense_model, probe_images, {**masks.statistics, **masks.weights, **masked(new, masks)}),
+        forward(dense_model, probe_images, {**masks.statistics, **masks.weights, **masked(new, masks)}, masks.positions),
     )
     progress("writing", 5, steps)
     for name, data in ((DENSE_NAME, files[0]), (SPARSE_NAME, files[1]), *unconverted.items(), (PROBE_NAME, probe)):
@@ -151,6 +157,7 @@ def bake(
         weights_updated=bool(masks.weights),
         layers=with_checkpoints(exported, layers, stored, new_weights),
         skipped=masks.skipped,
+        positions=positions,
         dense_fp32_sha256=fp32_digests[0],
         sparse_fp32_sha256=fp32_digests[1],
         ranges=conversions[1].ranges,

@@ -7,16 +7,36 @@ import numpy.typing as npt
 
 from masksparse_deploy.bake.conformity import check_conformity
 from masksparse_deploy.bake.fidelity import changed_kept_weights, foreign_kernels
+from masksparse_deploy.bake.position_check import check_positions
 from masksparse_deploy.bake.twins import changed_constants, structural_differences
-from masksparse_deploy.core.artifacts.baking import BakedLayer
+from masksparse_deploy.core.artifacts.baking import BakedLayer, BakedPositions
 from masksparse_deploy.core.artifacts.survival import Checkpoint
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.masks import MaskSet
 from masksparse_deploy.graph.model import Graph
+from masksparse_deploy.graph.positions import without_positions
 
-__all__ = ["masked", "verify_converted", "verify_export", "with_checkpoints"]
+__all__ = ["masked", "verify_converted", "verify_export", "verify_positions", "with_checkpoints"]
 
 Array = npt.NDArray[np.float32]
+
+
+def verify_positions(sparse: Graph, masks: MaskSet) -> tuple[Graph, tuple[BakedPositions, ...]]:
+    """Check that a sparse graph masks the positions that its mask set says, and hold the rest against the dense twin.
+
+    Returns:
+        The graph with every position computed, which must be the dense twin but for weights, and what was found of the masks.
+
+    Raises:
+        ArtifactError: a mask is missing or another one, or dropped positions hold something else than the bias.
+    """
+    check = check_positions(sparse, masks.positions)
+    if check.findings:
+        raise ArtifactError(
+            f"the sparse ONNX graph does not conform to its position masks ({_some(check.findings)}); nothing was written: "
+            "report this, and leave the layer out with mask.exclude until then"
+        )
+    return without_positions(sparse), check.layers
 
 
 def verify_export(

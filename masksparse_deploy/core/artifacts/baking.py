@@ -5,7 +5,17 @@ from typing import ClassVar, Literal
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
 from masksparse_deploy.core.artifacts.survival import Checkpoint
 
-__all__ = ["BakeReport", "BakedLayer", "LayerRange", "LintLayer", "LintReport", "LintState", "PaddedLayer"]
+__all__ = [
+    "BakeReport",
+    "BakedLayer",
+    "BakedPositions",
+    "LayerRange",
+    "LintLayer",
+    "LintPositions",
+    "LintReport",
+    "LintState",
+    "PaddedLayer",
+]
 
 LintState = Literal["conforming", "eligible", "not eligible", "wrong axis", "broken claim"]
 
@@ -70,6 +80,25 @@ class PaddedLayer(Record):
     by: Literal["pad node", "producer", "outputs only"]
 
 
+class BakedPositions(Record):
+    """A convolution of whose output only `kept_count` of `height` x `width` positions are computed.
+
+    `layer` is the module's name, `node` the convolution's in the ONNX graph, `where` that of the operator that puts the
+    constants in. `keep` holds the mask, row by row in hexadecimal: its bits, 1 where a position is computed, eight to a byte
+    from the highest, filled up with 0 at the end. `mac_count` is the convolution's for one sample, were all positions computed.
+    """
+
+    layer: str
+    node: str
+    where: str
+    height: int
+    width: int
+    kept_count: int
+    mask_sha256: str
+    keep: str
+    mac_count: int | None
+
+
 class BakeReport(Document):
     """The dense twin, the sparse file and what is in them.
 
@@ -80,6 +109,8 @@ class BakeReport(Document):
     each output channel and the biases differ. `weights_updated`: the masks came with new weights, which the sparse file has
     and its dense twin has not. Where both are False the two files differ in masked values and annotations only, and with INT8
     in the scales, which each file has of its own.
+
+    `positions` are the convolutions of the sparse file of which some output positions are not computed.
 
     `padded` are the layers of both files that got channels of zeros, because some masked layer has groups that are not full.
 
@@ -105,6 +136,7 @@ class BakeReport(Document):
     weights_updated: bool = False
     layers: tuple[BakedLayer, ...]
     skipped: tuple[SkippedLayer, ...]
+    positions: tuple[BakedPositions, ...] = ()
     padded: tuple[PaddedLayer, ...] = ()
     dense_fp32_sha256: str | None = None
     sparse_fp32_sha256: str | None = None
@@ -142,6 +174,22 @@ class LintLayer(Record):
     mac_share: float | None
 
 
+class LintPositions(Record):
+    """A convolution whose positions are masked: how many of `position_count` are computed, or why its annotation is wrong.
+
+    `node` is the annotated operator behind the convolution, `layer` the mask's layer as it says. `mac_share` is what the
+    dropped positions are of the file's multiply-accumulates; None where the shapes in the file do not tell.
+    """
+
+    node: str
+    layer: str
+    position_count: int
+    kept_count: int
+    state: Literal["conforming", "broken claim"]
+    why: str
+    mac_share: float | None
+
+
 class LintReport(Document):
     """What is sparse in an ONNX file, what could be and what never will be; `ok` is False if a claim is broken.
 
@@ -155,6 +203,7 @@ class LintReport(Document):
 
     file_sha256: str
     layers: tuple[LintLayer, ...]
+    positions: tuple[LintPositions, ...] = ()
     findings: tuple[str, ...]
     remarks: tuple[str, ...]
     ok: bool
