@@ -41,7 +41,7 @@ def block_size_of(weight: Array) -> int | None:
     Returns:
         N; None if there is none, or if every output channel uses all inputs.
     """
-    used = nonzero_places(weight).any(axis=tuple(range(2, weight.ndim)))
+    used = np.asarray(nonzero_places(weight).any(axis=tuple(range(2, weight.ndim))))
     if used.all():
         return None
     # Groups of N are uniform exactly where no change between neighbours lies inside a group.

@@ -1,0 +1,100 @@
+"""Is a rewritten file the sparse file's function? Read from the two files; shares no code with the rewriting.
+
+Every operator of the rewritten file must be an operator of the sparse file on the same constants, or one that selects what such
+an operator reads, or the other form of a layer: the weights of the dense layer are then put together again and must be the
+sparse file's, bit for bit.
+"""
+
+from masksparse_deploy.graph.model import Body, Graph, Node
+from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection
+from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
+
+__all__ = ["differences"]
+
+# Each reads an operator of the rewritten file that is not simply the sparse file's, and returns whether it knows it.
+_READERS = (read_selection, read_convolution)
+
+
+def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
+    """In what the rewritten file computes something else than the sparse one, in words; empty if it is the same function.
+
+    The same function in real arithmetic: sums may be taken in another order, and what is left out are products with zeros.
+    Names of the sparse file's tensors mean the same in both files; annotations are not compared.
+    """
+    trace = Trace(sparse, rewritten)
+    for what in ("inputs", "outputs", "opsets"):
+        expected, found = getattr(sparse, what), getattr(rewritten, what)
+        if expected != found:
+            trace.findings.append(f"the {what} are {found}, in the sparse file {expected}")
+    for node in rewritten.nodes:
+        if not _same_operator(trace, node) and not any(reader(trace, node) for reader in _READERS):
+            trace.findings.append(_unknown(trace, node))
+        for name in node.outputs:  # what is wrong is told once, not again for all that reads it
+            trace.held.setdefault(name, Held(name))
+    computed = {name for node in rewritten.nodes for name in node.outputs}
+    missing = [node for node in sparse.nodes if not computed.issuperset(filter(None, node.outputs))]
+    trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
+    trace.findings += [f"{name} is selected, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
+    trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
+    trace.findings += _captured_findings(sparse, rewritten)
+    return tuple(trace.findings)
+
+
+def _same_operator(trace: Trace, node: Node) -> bool:
+    """Whether the sparse file has this operator, on the same tensors and constants."""
+    twin = trace.producers.get(node.outputs[0]) if node.outputs else None
+    if twin is None or (node.op, node.domain, node.outputs) != (twin.op, twin.domain, twin.outputs):
+        return False
+    if len(node.inputs) != len(twin.inputs) or not same_attributes(node.attributes, twin.attributes):
+        return False
+    return all(_same_input(trace, found, name) for found, name in zip(node.inputs, twin.inputs, strict=True))
+
+
+def _same_input(trace: Trace, found: str, name: str) -> bool:
+    expected, constant = trace.sparse.constants.get(name), trace.constant(found)
+    if expected is not None or constant is not None:
+        return expected is not None and constant is not None and same_array(expected, constant)
+    held = trace.held.get(found)
+    return found == name == "" or (held is not None and held.tensor == name and held.channels is None)
+
+
+def _unknown(trace: Trace, node: Node) -> str:
+    twin = trace.producers.get(node.outputs[0]) if node.outputs else None
+    if twin is None:
+        return f"{_called(node)} is not in the sparse file, and is no known part of a rewritten layer"
+    return f"{_called(node)} is not {_called(twin)} of the sparse file: it has other attributes, inputs or constants"
+
+
+def _called(node: Node) -> str:
+    return f"{node.op} {node.name}"
+
+
+def _body_findings(sparse: tuple[Body, ...], rewritten: tuple[Body, ...]) -> list[str]:
+    """Differences in the weights of bodies; their operators are attributes, which are compared with the nodes."""
+    if [(body.node.name, body.attribute) for body in sparse] != [(body.node.name, body.attribute) for body in rewritten]:
+        return ["the files have other bodies of If, Loop or Scan"]
+    findings = []
+    for one, other in zip(sparse, rewritten, strict=True):
+        where = f"in {one.attribute} of {_called(one.node)}"
+        expected, found = one.graph.constants, other.graph.constants
+        if expected.keys() != found.keys() or not all(same_array(array, found[name]) for name, array in expected.items()):
+            findings.append(f"{where} are other constants")
+        findings += _body_findings(one.graph.bodies, other.graph.bodies)
+    return findings
+
+
+def _captured_findings(sparse: Graph, rewritten: Graph) -> list[str]:
+    """Constants that bodies read by their names in the graph around them."""
+    names = {name for body in sparse.bodies for name in _reads(body.graph)} & sparse.constants.keys()
+    lost = (name for name in sorted(names) if not _same_constant(sparse, rewritten, name))
+    return [f"the constant {name}, which a body reads, is not the sparse file's" for name in lost]
+
+
+def _same_constant(sparse: Graph, rewritten: Graph, name: str) -> bool:
+    found = rewritten.constants.get(name)
+    return found is not None and same_array(sparse.constants[name], found)
+
+
+def _reads(graph: Graph) -> set[str]:
+    own = {name for node in graph.nodes for name in node.inputs} | {*graph.outputs}
+    return own.union(*(_reads(body.graph) for body in graph.bodies))
