@@ -8,8 +8,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.masks import LayerMask, MaskSet, fingerprint
 from masksparse_deploy.core.patterns import NMPattern
+from tests.models.blocks import magnitude_keep
 
 PATTERN = NMPattern(n=2, m=4)
 MASKED_LAYERS = ("layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2")
@@ -42,23 +44,23 @@ def residual_weights(seed: int = 0, channels: int = 16, classes: int = 10) -> We
     return weights
 
 
-def residual_masks(seed: int = 0, channels: int = 16, classes: int = 10) -> MaskSet:
-    """Magnitude 2:4 masks along the input channels of the four 3x3 convolutions."""
+def residual_masks(seed: int = 0, channels: int = 16, classes: int = 10, pattern: Pattern = PATTERN) -> MaskSet:
+    """Masks by magnitude, 2:4 along the input channels or of another pattern, for the four 3x3 convolutions."""
     weights = residual_weights(seed, channels, classes)
     layers = {}
     for layer in MASKED_LAYERS:
         name = f"{layer}.weight"
-        keep = PATTERN.keep_largest(np.abs(weights[name]), group_axis=1)
-        layers[name] = LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=PATTERN)
+        keep = magnitude_keep(weights[name], pattern)
+        layers[name] = LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=pattern)
     return MaskSet(layers=layers, source_sha256=fingerprint(weights), method="magnitude")
 
 
 def residual_pair(
-    seed: int = 0, channels: int = 16, classes: int = 10, size: int = 8
+    seed: int = 0, channels: int = 16, classes: int = 10, size: int = 8, pattern: Pattern = PATTERN
 ) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The dense and the sparse model: input "images" (batch, 3, size, size), output "logits" (batch, classes), opset 20."""
     weights = residual_weights(seed, channels, classes)
-    masks = residual_masks(seed, channels, classes)
+    masks = residual_masks(seed, channels, classes, pattern)
     masked = {
         name: np.where(masks.layers[name].keep, array, np.float32(0)) if name in masks.layers else array
         for name, array in weights.items()
@@ -83,7 +85,7 @@ def residual_pair(
         name = node.input[1]
         if name in masks.layers:
             properties = {
-                "masksparse.pattern": str(PATTERN),
+                "masksparse.pattern": str(pattern),
                 "masksparse.group_axis": "1",
                 "masksparse.mask_sha256": masks.layers[name].digest,
                 "masksparse.density": repr(float(np.count_nonzero(masked[name]) / masked[name].size)),

@@ -7,9 +7,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.masks import LayerMask, MaskSet, fingerprint
-from masksparse_deploy.core.patterns import NMPattern
+from tests.models.blocks import magnitude_keep
 
 EXAMPLE_SHAPE = (3, 8, 8)
 MASKED_LAYERS = ("block.conv1", "block.conv2")
@@ -76,15 +77,15 @@ def float_state(model: nn.Module) -> dict[str, npt.NDArray[np.float32]]:
 def magnitude_masks(
     model: nn.Module, layers: Iterable[str] = MASKED_LAYERS, *, pattern: str = "2:4", new_statistics: bool = False
 ) -> MaskSet:
-    """Magnitude masks along the input channels; `new_statistics` shifts every batch-norm statistic as re-estimation would."""
+    """Magnitude masks of a pattern, N:M or 1xN; `new_statistics` shifts every batch-norm statistic as re-estimation would."""
     state = float_state(model)
     chosen = tuple(layers)
-    nm = NMPattern.parse(pattern)
+    parsed = parse_pattern(pattern)
     masks = {}
     for layer in chosen:
         name = f"{layer}.weight"
-        keep = nm.keep_largest(np.abs(state[name]), group_axis=1)
-        masks[name] = LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=nm)
+        keep = magnitude_keep(state[name], parsed)
+        masks[name] = LayerMask(weight_name=name, keep=keep, group_axis=1, pattern=parsed)
     skipped = tuple(
         SkippedLayer(
             name=name,
