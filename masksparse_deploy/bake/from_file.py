@@ -71,8 +71,8 @@ def bake_file(
 
     Args:
         onnx_path: its constants have the names of the masks. FP32, or in a reduced precision already, which it then keeps.
-        masks: without permutations, batch-norm statistics and new weights, which need the PyTorch model. Masks may be given in
-            the axes of the stored weight or of the operator that reads it, or transposed as PyTorch's linear weights are.
+        masks: without permutations, batch-norm statistics, new weights and positions, which need the PyTorch model. They may be
+            in the axes of the stored weight or of the operator that reads it, or transposed as PyTorch's linear weights are.
         options: precision and calibration. The file keeps its own operator set, whatever `options.opset` says.
         out: folder for dense.onnx, sparse.onnx, their data files if there are any, and bake.json.
         calibration: float32 (count, ...), what goes into the network's input; only for reduced precisions.
@@ -143,6 +143,7 @@ def _refuse_module_masks(masks: MaskSet) -> None:
         ("permutations", masks.permutations),
         ("batch-norm statistics", masks.statistics),
         ("new weights", masks.weights),
+        ("masks of positions", masks.positions),
     )
     brings = [what for what, found in parts if found]
     if brings:

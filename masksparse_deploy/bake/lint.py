@@ -8,6 +8,7 @@ import numpy as np
 
 from masksparse_deploy.bake.finding import Finding, dtype_of
 from masksparse_deploy.bake.inspect_layer import inspect_layer
+from masksparse_deploy.bake.lint_positions import inspect_positions
 from masksparse_deploy.bake.work import mac_count
 from masksparse_deploy.core.artifacts.baking import LintLayer, LintReport
 from masksparse_deploy.core.blocks import BlockPattern
@@ -16,6 +17,7 @@ from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.layers import PRODUCTS, Scope
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
+from masksparse_deploy.graph.positions import is_positions_node
 from masksparse_deploy.graph.reader import read_graph
 
 __all__ = ["lint", "lint_graph"]
@@ -65,13 +67,18 @@ def lint_graph(graph: Graph, *, name: str, transposable: bool = False) -> LintRe
     rows = list(_rows(scope, _other_readers(scope)))
     counts = [row.mac_count for row, _ in rows if row.mac_count is not None]
     total = sum(counts)
-    saved_count = sum(
-        row.mac_count * (1 - found.computed_share) for row, found in rows if found is not None and row.mac_count is not None
-    )
     known = total > 0 and len(counts) == len(rows)
     layers = tuple(
         row.model_copy(update={"mac_share": row.mac_count / total}) if row.mac_count is not None and total else row
         for row, _ in rows
+    )
+    positions = tuple(inspect_positions(scope, layers))
+    computed = {row.convolution: row.kept_count / row.position_count for row in positions if row.state == "conforming"}
+    saved_count = sum(
+        row.mac_count
+        * (1 - computed.get("" if row.where else row.node, 1.0) * (1.0 if found is None else found.computed_share))
+        for row, found in rows
+        if row.mac_count is not None
     )
     findings = tuple(_findings(scope, layers))
     if transposable:
@@ -79,9 +86,10 @@ def lint_graph(graph: Graph, *, name: str, transposable: bool = False) -> LintRe
     return LintReport(
         file_sha256=graph.sha256,
         layers=layers,
+        positions=positions,
         findings=findings,
         remarks=tuple(_remarks(scope, rows)),
-        ok=not findings and not any(layer.state == "broken claim" for layer in layers),
+        ok=not findings and not "broken claim" not in [*(row.state for row in layers), *(row.state for row in positions)],
         amdahl_limit=total / (total - saved_count) if known else None,
     )
 
@@ -181,8 +189,11 @@ def _findings(scope: Scope, layers: tuple[LintLayer, ...]) -> Iterator[str]:
     """What the file says as a whole against what its layers are."""
     role = scope.graph.metadata.get(keys.ROLE)
     nodes, noted = _annotated(scope)
-    if role == keys.ROLE_SPARSE and not (nodes or noted or any(layer.state == "conforming" for layer in layers)):
+    masking = [node.name for inner in scope.walk() for node in inner.graph.nodes if is_positions_node(node)]
+    if role == keys.ROLE_SPARSE and not (nodes or noted or masking or any(layer.state == "conforming" for layer in layers)):
         yield f"the file says {keys.ROLE} {role}, but no layer is annotated with a pattern, or has one"
+    if role == keys.ROLE_DENSE and masking:
+        yield f"the file says {keys.ROLE} {role}, but {masking[0]} is annotated with masked positions"
     if role == keys.ROLE_DENSE and (nodes or noted):
         yield f"the file says {keys.ROLE} {role}, but {(nodes or noted)[0]} is annotated with a pattern"
     listed_nodes = {layer.node for layer in layers}
@@ -206,7 +217,8 @@ def _not_transposable(rows: Sequence[tuple[LintLayer, Finding | None]]) -> Itera
 
 
 def _remarks(scope: Scope, rows: Sequence[tuple[LintLayer, Finding | None]]) -> Iterator[str]:
-    if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_SPARSE and not any(_annotated(scope)):
+    masks_positions = any(is_positions_node(node) for node in scope.graph.nodes)
+    if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_SPARSE and not masks_positions and not any(_annotated(scope)):
         yield "the file was baked, but its layers have lost their annotations (dropped by a later tool?)"
     # what there is no sparse kernel for does not matter to 1xN layers, which need none
     candidates = (row for row, found in rows if found is not None and not isinstance(found.pattern, BlockPattern))

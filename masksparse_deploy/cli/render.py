@@ -54,12 +54,20 @@ def learn_lines(report: LearnReport) -> list[str]:
     accuracies = {entry.method: entry.correct / entry.total for entry in report.accuracies}
     dense = accuracies.pop("dense")
     methods = "   ".join(f"{name} {_percent(value)}" for name, value in accuracies.items())
-    lines = [
-        f"{report.pattern} along {_along(report.pattern)}: {_share(report.convolutions)} convolutions, "
-        f"{_percent(report.macs.masked / report.macs.total)} of MACs, "
-        f"{_percent(report.parameters.masked / report.parameters.total)} of parameters",
-        f"{methods}   (dense {_percent(dense)})",
-    ]
+    lines = []
+    if report.layers:
+        lines.append(
+            f"{report.pattern} along {_along(report.pattern)}: {_share(report.convolutions)} convolutions, "
+            f"{_percent(report.macs.masked / report.macs.total)} of MACs, "
+            f"{_percent(report.parameters.masked / report.parameters.total)} of parameters"
+        )
+    if report.positions:
+        dropped = [1 - layer.density for layer in report.positions]
+        lines.append(
+            f"output positions: {len(dropped)} of {report.convolutions.total} convolutions leave out "
+            f"{_percent(min(dropped))} to {_percent(max(dropped))} of theirs"
+        )
+    lines.append(f"{methods}   (dense {_percent(dense)})")
     lines += _recipe_lines(report)
     if report.permutation_count:
         lines.append(f"channels reordered in {report.permutation_count} tensors; the dense network computes the same")
@@ -244,6 +252,10 @@ def lint_table(report: LintReport) -> Iterable[Table | str]:
     yield table
     for layer in report.layers:
         yield from (f"drift in {escape(layer.weight)}: {escape(change)}" for change in layer.drift)
+    for row in report.positions:
+        share = "" if row.mac_share is None else f" ({row.mac_share:.1%} of the file's MACs)"
+        state = f"[{_STATES[row.state]}]{row.state}[/]"
+        yield f"positions of {escape(row.layer or row.node)}: {state}: {escape(row.why)}{share}"
     yield from (f"[bold red]broken claim[/]: {escape(finding)}" for finding in report.findings)
     yield from (escape(remark) for remark in report.remarks)
     yield f"{len(report.layers)} layers with weights: {summary}. If every conforming layer ran at its ideal speed: {limit}."

@@ -34,6 +34,7 @@ from tests.bake.file_models import (
     save_external,
     values,
 )
+from tests.models.positions import random_positions
 
 
 def bake(model: onnx.ModelProto, masks: MaskSet, folder: Path) -> BakeReport:
@@ -428,6 +429,10 @@ def test_masks_that_need_the_pytorch_model(tmp_path: Path) -> None:
         (
             MaskSet(layers=layers, source_sha256="0" * 64, method="m", statistics={"a": values(2)}, weights={"b": values(2)}),
             "batch-norm statistics and new weights",
+        ),
+        (
+            MaskSet(layers=layers, source_sha256="0" * 64, method="m", positions=random_positions({"conv": (4, 4)})),
+            "masks of positions",
         ),
     ):
         with pytest.raises(UsageError, match=f"brings {what} of the PyTorch model.*--factory and --weights"):

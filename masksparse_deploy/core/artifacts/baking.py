@@ -177,11 +177,13 @@ class LintLayer(Record):
 class LintPositions(Record):
     """A convolution whose positions are masked: how many of `position_count` are computed, or why its annotation is wrong.
 
-    `node` is the annotated operator behind the convolution, `layer` the mask's layer as it says. `mac_share` is what the
-    dropped positions are of the file's multiply-accumulates; None where the shapes in the file do not tell.
+    `node` is the annotated operator behind the `convolution` ("" where there is none), `layer` the mask's layer as it says.
+    `mac_share` is what the dropped positions are of the file's multiply-accumulates; None where the shapes in the file do not
+    tell.
     """
 
     node: str
+    convolution: str
     layer: str
     position_count: int
     kept_count: int
@@ -193,9 +195,12 @@ class LintPositions(Record):
 class LintReport(Document):
     """What is sparse in an ONNX file, what could be and what never will be; `ok` is False if a claim is broken.
 
+    `positions` are the convolutions of which some output positions are not computed.
+
     `findings` are claims of the file as a whole that do not hold, and sparse layers that are not transposable where the user
     demanded it; `remarks` what else should be known about all its layers.
-    `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast; None if unknown.
+    `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast, and dropped positions took no
+    time; None if unknown.
     """
 
     kind: ClassVar[str] = "lint report"
