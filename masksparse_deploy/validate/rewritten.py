@@ -8,6 +8,7 @@ from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import read_graph
+from masksparse_deploy.rewrite.verify import differences
 
 __all__ = ["CHECK_NAME", "BuiltFrom", "check_rewritten", "read_built_from"]
 
@@ -67,8 +68,6 @@ def read_built_from(sparse: Graph, sparse_onnx: Path, report: RewriteReport | No
 
 def check_rewritten(sparse: Graph, built_from: BuiltFrom) -> Check:
     """Whether the rewritten file is the sparse file's function: every weight and index read back from both, exactly."""
-    from masksparse_deploy.rewrite.verify import differences
-
     found = differences(sparse, built_from.graph)
     more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return Check(

@@ -10,6 +10,7 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import save_file
 
+from masksparse_deploy.core.any_pattern import Pattern
 from masksparse_deploy.core.artifacts.certificate import DATA_FREE, HYBRID, LAYERWISE, Certificate, Claim, LayerBound
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.validation import Check, ValidationReport
@@ -21,7 +22,7 @@ from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import read_graph, weighted_layers
 from masksparse_deploy.validate.run import validate
-from tests.models.make_onnx import MASKED_LAYERS, residual_pair
+from tests.models.make_onnx import MASKED_LAYERS, PATTERN, residual_pair
 
 OPTIONS = EngineOptions(batch=16, threads=1)
 # Random weights lose far more to 2:4 than trained ones: gates wide enough for an untrained network.
@@ -60,8 +61,8 @@ class Deployment:
         artifact.model_copy(update={"plan_sha256": sha256_file(plan)}).write(metadata)
 
 
-def deploy(folder: Path, count: int = 48) -> Deployment:
-    dense, sparse = residual_pair()
+def deploy(folder: Path, count: int = 48, pattern: Pattern = PATTERN) -> Deployment:
+    dense, sparse = residual_pair(pattern=pattern)
     for name, model in (("dense", dense), ("sparse", sparse)):
         onnx.save(model, folder / f"{name}.onnx")
         OnnxRuntimeBackend().build(folder / f"{name}.onnx", folder, OPTIONS, name=name)
