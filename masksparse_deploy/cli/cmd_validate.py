@@ -12,6 +12,7 @@ from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.cli.terminal import emit, shown_progress
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.errors import UsageError
@@ -24,7 +25,9 @@ __all__ = ["command"]
 @input_option("--dense-engine", "dense.engine.json, written by 'masksparse build'.")
 @input_option("--sparse-engine", "sparse.engine.json, written by 'masksparse build'.")
 @input_option("--dense-onnx", "The file that the dense engine was built from.")
-@input_option("--sparse-onnx", "The file that the sparse engine was built from.")
+@input_option("--sparse-onnx", "The sparse file, that its engine was built from unless it was rewritten.")
+@input_option("--rewritten-onnx", "rewritten.onnx, if the sparse engine was built from it.", required=False)
+@input_option("--rewrite-report", "rewrite.json, written by 'masksparse rewrite'.", required=False)
 @input_option("--certificate", "The certificate of the two files.")
 @input_option("--probe", "probe.safetensors: outputs of the PyTorch models, written by 'masksparse bake'.", required=False)
 @input_option("--bake-report", "bake.json, written by 'masksparse bake': where each layer's sparsity was seen.", required=False)
@@ -43,6 +46,8 @@ def command(
     sparse_engine: Path,
     dense_onnx: Path,
     sparse_onnx: Path,
+    rewritten_onnx: Path | None,
+    rewrite_report: Path | None,
     certificate: Path,
     probe: Path | None,
     bake_report: Path | None,
@@ -75,6 +80,8 @@ def command(
             probe=probe,
             baked=None if bake_report is None else BakeReport.read(bake_report),
             profile=None if profile is None else ProfileReport.read(profile),
+            rewrite=None if rewrite_report is None else RewriteReport.read(rewrite_report),
+            rewritten_onnx=rewritten_onnx,
             unconverted=None if dense_fp32 is None or sparse_fp32 is None else (dense_fp32, sparse_fp32),
             samples=samples,
             gates=combined_gates(gates_file, gates),
