@@ -15,6 +15,7 @@ from masksparse_deploy.learn.augmentation import Augmentation, augment
 from masksparse_deploy.learn.batch_norm import reestimate
 from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.evaluation import substitutes
+from masksparse_deploy.learn.positions.apply import masked_positions
 from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
 
 __all__ = ["Reestimated"]
@@ -52,12 +53,13 @@ class Reestimated(Sparsifier):
         generator = np.random.default_rng(self.seed)
         chosen = generator.permutation(len(train))[: self.calibration_count]
         images = augment(torch.from_numpy(train.images[chosen]), self.augment, generator)
-        statistics = reestimate(
-            model,
-            substitutes(model, outcome.masks, {}, outcome.weights),
-            images.numpy(),
-            batch_size=self.batch_size,
-            device=self.device,
-            progress=self.progress,
-        )
+        with masked_positions(model, outcome.positions):
+            statistics = reestimate(
+                model,
+                substitutes(model, outcome.masks, {}, outcome.weights),
+                images.numpy(),
+                batch_size=self.batch_size,
+                device=self.device,
+                progress=self.progress,
+            )
         return dataclasses.replace(outcome, statistics=statistics)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Record, SkippedLayer
 
-__all__ = ["LearnReport", "MaskedLayer", "MethodAccuracy", "Share", "Stage", "TrainingPoint"]
+__all__ = ["LearnReport", "MaskedLayer", "MethodAccuracy", "PositionedLayer", "Share", "Stage", "TrainingPoint"]
 
 
 class MaskedLayer(Record):
@@ -26,6 +26,21 @@ class MaskedLayer(Record):
     weight_count: int
     mac_count: int
     weight_change: float | None = None
+
+
+class PositionedLayer(Record):
+    """A convolution that computes the share `density` of its output's `height` x `width` positions, for any one image.
+
+    `mac_count` counts multiply-accumulates for one image at all positions, zero weights included; `mask_sha256` is the digest
+    of the mask.
+    """
+
+    name: str
+    height: int
+    width: int
+    density: float
+    mac_count: int
+    mask_sha256: str
 
 
 class MethodAccuracy(Record):
@@ -75,7 +90,10 @@ class LearnReport(Document):
     `decided_on` names the images that choices were made on; made on the test images, accuracies on these are optimistic.
     `recipe` has the steps of method "auto" in their order, "dense" first; empty otherwise. `permutation_count` is the number of
     tensor axes in a new order.
-    `amdahl_limit` is the speedup of the whole network if every masked layer left out all that its pattern lets it leave out.
+    `layers` and `pattern` are about weights: the method "positions" has no such layers, and the pattern "dense". `positions`
+    are the layers that leave output positions out, whatever their weights are, and `positions_skipped` those that do not.
+    `amdahl_limit` is the speedup of the whole network if every masked layer left out all that its pattern and its positions
+    let it leave out.
     """
 
     kind: ClassVar[str] = "learn report"
@@ -101,3 +119,5 @@ class LearnReport(Document):
     recipe: tuple[Stage, ...] = ()
     permutation_count: int = 0
     changed_parameters: tuple[str, ...] = ()
+    positions: tuple[PositionedLayer, ...] = ()
+    positions_skipped: tuple[SkippedLayer, ...] = ()
