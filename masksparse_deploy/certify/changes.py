@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.certify.lipschitz import constant_factor, weight_norm
+from masksparse_deploy.certify.lipschitz import constant_factor
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair
+from masksparse_deploy.certify.positions import Masks, difference_norm
 from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.nodes import apply_node
@@ -21,8 +22,8 @@ __all__ = ["at_zero", "change_factor"]
 Array = npt.NDArray[Any]
 
 
-def at_zero(node: Node, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Array:
-    """f(0) for one sample: what biases, constants and activations like the sigmoid add."""
+def at_zero(node: Node, graph: Graph, shapes: Mapping[str, tuple[int, ...]], masks: Masks) -> Array:
+    """f(0) for one sample: what biases, constants, activations like the sigmoid and masked positions add."""
     if node.op in ("Reshape", "Resize"):  # their shapes may be computed, and they add nothing
         return np.zeros((1, *shapes[node.outputs[0]]))
     inputs = []
@@ -34,15 +35,15 @@ def at_zero(node: Node, graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> 
             value = value.astype(np.float64)
         inputs.append(value)
     (shape,) = graph.inputs.values()
-    return apply_node(node, inputs, batch=shape[0])
+    result = apply_node(node, inputs, batch=shape[0])
+    return masks[node.outputs[0]].apply(result) if node.outputs[0] in masks else result
 
 
 def change_factor(node: Node, pair: Pair, shapes: Mapping[str, tuple[int, ...]], norms: NormCache) -> float:
     """Lip(f - f~) of a node whose constants differ between the two files; raises NoRuleError where none is known."""
     if node.op in ("Conv", "Gemm", "MatMul"):
-        name = node.inputs[1]
-        difference = pair.dense.constants[name].astype(np.float64) - pair.sparse.constants[name].astype(np.float64)
-        return weight_norm(node, difference, shapes[node.inputs[0]], norms).value
+        dense, sparse = (graph.constants[node.inputs[1]].astype(np.float64) for graph in (pair.dense, pair.sparse))
+        return difference_norm(node, dense, sparse, pair.positions(node), shapes[node.inputs[0]], norms).value
     if node.op in ("Mul", "Div"):
         (name,) = (name for name in node.inputs if name in pair.dense.constants)
         dense, sparse = (graph.constants[name].astype(np.float64) for graph in (pair.dense, pair.sparse))

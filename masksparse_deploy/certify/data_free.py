@@ -174,11 +174,11 @@ def _constants(
     """Of an operator with a Lipschitz constant."""
     # first, so that what has none is not evaluated at zero
     reach = lipschitz_rule(sparse, pair.sparse, variables, shapes, norms)
-    offset = at_zero(dense, pair.dense, shapes)
+    offset = at_zero(dense, pair.dense, shapes, pair.dense_masks)
     origin = float(np.linalg.norm(offset))
     change = origin_change = 0.0
     if pair.differs(dense):
-        origin_change = float(np.linalg.norm(offset - at_zero(sparse, pair.sparse, shapes)))
+        origin_change = float(np.linalg.norm(offset - at_zero(sparse, pair.sparse, shapes, pair.sparse_masks)))
         change = change_factor(dense, pair, shapes, norms)
     ceiling = math.inf
     if dense.op in NORMALIZATIONS:  # each element of a group of d is at most sqrt(d) before it is scaled, their norm as well

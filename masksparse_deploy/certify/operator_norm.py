@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from masksparse_deploy.certify.norms.convolution import Evaluated, evaluate, is_plausible
 from masksparse_deploy.certify.norms.eigenvalue import Deficits
 from masksparse_deploy.certify.norms.polyphase import polyphase
+from masksparse_deploy.certify.norms.positions import overlaps, perron_bound, product_rounding
 from masksparse_deploy.certify.norms.store import NormStore
 
 __all__ = ["NormBound", "NormCache", "convolution_norm", "matrix_norm"]
@@ -60,6 +62,41 @@ class NormCache:
                 self._store.keep(key, found)
             self._known[key] = prepared.bound(found)
         return self._known[key]
+
+    def at_positions(
+        self,
+        kernel: Array,
+        *,
+        kept: npt.NDArray[np.bool_],
+        strides: Sequence[int],
+        dilations: Sequence[int],
+        groups: int,
+    ) -> NormBound:
+        """Bound (d): of x -> kernel * x at some positions of the output alone, for zero padding and any size of the input.
+
+        Args:
+            kernel: as for `convolution_norm`.
+            kept: bool, over the output's spatial axes: which positions count.
+            strides: along each spatial axis.
+            dilations: along each spatial axis.
+            groups: of the convolution.
+        """
+        kernel = kernel.astype(np.float64)
+        key = _key(kernel, (tuple(strides), tuple(dilations), groups, kept.shape, kept.tobytes()))
+        if key not in self._known:
+            exponent = int(np.frexp(np.abs(kernel).max(initial=0))[1])
+            kernel = np.ldexp(kernel, -exponent)  # so that no product underflows
+            blocks = overlaps(kernel, strides=strides, dilations=dilations, groups=groups)
+            lost = product_rounding(kernel)
+            sizes = {offset: self._blocks(block, groups) + lost for offset, block in blocks}
+            value = math.sqrt(perron_bound(kept, sizes)) * (1 + 2**-40)
+            self._known[key] = NormBound(value=math.ldexp(value, exponent), method="positions")
+        return self._known[key]
+
+    def _blocks(self, blocks: Array, groups: int) -> float:
+        """The largest norm of the matrices (rows / groups, columns) below each other."""
+        once = (1,)
+        return self.convolution(blocks[:, :, None], strides=once, dilations=once, groups=groups, padded_size=once).value
 
     def matrix(self, matrix: Array) -> NormBound:
         """`matrix_norm`."""

@@ -1,18 +1,20 @@
 """A dense model and its sparse twin, read together and checked to be the same graph."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from masksparse_deploy.certify.positions import LayerPositions, Masks
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.graph.annotations import ROLE, ROLE_DENSE, ROLE_SPARSE
 from masksparse_deploy.graph.fold import fold_constants
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.positions import position_masks, without_positions
 from masksparse_deploy.graph.reader import read_graph
 from masksparse_deploy.graph.simplify import simplified
 
@@ -26,18 +28,34 @@ _FLOATING_KINDS = "fV"
 class Pair:
     """Two graphs with the same nodes, edges, attributes and shapes, which differ in the values of weights only.
 
-    Stored constants are folded to where they are read (see graph.fold), numbers computed (see graph.simplify). `stored_names`
-    has the name in the file of each operator's weight, by the operator's first output.
+    Stored constants are folded to where they are read (see graph.fold), numbers computed (see graph.simplify), and the Where
+    operators of masked positions taken out.
+
+    Attributes:
+        dense: the one graph.
+        sparse: the other.
+        stored_names: the name in the file of each operator's weight, by the operator's first output.
+        dense_masks: masked positions of the dense network, by the name of the convolution's output; usually none.
+        sparse_masks: the same of the sparse network.
     """
 
     dense: Graph
     sparse: Graph
     stored_names: Mapping[str, str]
+    dense_masks: Masks = field(default_factory=dict)
+    sparse_masks: Masks = field(default_factory=dict)
+
+    def positions(self, node: Node) -> LayerPositions | None:
+        """Which positions of the output of `node` the two networks compute; None if all."""
+        return LayerPositions.of(node.outputs[0], self.dense_masks, self.sparse_masks)
 
     def differs(self, node: Node) -> bool:
-        """Whether a constant that `node` reads has another value in the sparse graph."""
+        """Whether a constant that `node` reads has another value in the sparse graph, or other positions are masked."""
         dense, sparse = self.dense.constants, self.sparse.constants
-        return any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.inputs)
+        if any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.inputs):
+            return True
+        positions = self.positions(node)
+        return positions is not None and positions.differ
 
 
 def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
@@ -52,6 +70,11 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
         raise UsageError(
             f"{dense_path} says that it is the sparse file, and {sparse_path} the dense one; exchange the two paths"
         )
+    for path, graph in ((dense_path, dense), (sparse_path, sparse)):
+        try:
+            position_masks(fold_constants(graph))
+        except ArtifactError as error:
+            raise ArtifactError(f"{path}: {error}") from error
     try:
         return pair_graphs(dense, sparse)
     except ArtifactError as error:
@@ -61,11 +84,15 @@ def read_pair(dense_path: Path, sparse_path: Path) -> Pair:
 def pair_graphs(dense: Graph, sparse: Graph) -> Pair:
     """The same for graphs already read."""
     stored_names = {layer.node.outputs[0]: layer.stored_name for layer in weighted_layers(dense)}
-    dense, sparse = (simplified(fold_constants(graph)) for graph in (dense, sparse))
+    folded = [fold_constants(graph) for graph in (dense, sparse)]
+    dense_masks, sparse_masks = (position_masks(graph) for graph in folded)
+    computed = {name: masked.conv.outputs[0] for name, masked in dense_masks.items()}
+    stored_names |= {name: stored_names[conv] for name, conv in computed.items() if conv in stored_names}
+    dense, sparse = (simplified(without_positions(graph)) for graph in folded)
     difference = next(_differences(dense, sparse), None)
     if difference is not None:
         raise ArtifactError(f"do not belong together: {difference}; give the two files of one bake, or bake again")
-    return Pair(dense=dense, sparse=sparse, stored_names=stored_names)
+    return Pair(dense=dense, sparse=sparse, stored_names=stored_names, dense_masks=dense_masks, sparse_masks=sparse_masks)
 
 
 def _differences(dense: Graph, sparse: Graph, *, is_body: bool = False) -> Iterator[str]:

@@ -94,8 +94,8 @@ class _Walk:
         ((name, shape),) = pair.dense.inputs.items()
         self._batch = shape[0]
         self._count = len(images)
-        self._dense = Evaluation(pair.dense, images, keep=[self._output])
-        self._sparse = Evaluation(pair.sparse, images, keep=[self._output])
+        self._dense = Evaluation(pair.dense, images, keep=[self._output], masks=pair.dense_masks)
+        self._sparse = Evaluation(pair.sparse, images, keep=[self._output], masks=pair.sparse_masks)
         equal = dict.fromkeys((MEASURED_NORMS, MEASURED_RESIDUALS, HYBRID), np.zeros(self._count))
         # None where a rule was missing; without the norms' recursion where only that one has none
         self._bounds: dict[str, _Distance | None] = {
@@ -159,8 +159,17 @@ class _Walk:
         weight, *biases = (None if a is None or b is None else a - b for a, b in zip(x[1:], other[1:], strict=True))
         source = self._dense.values[dense.inputs[0]]
         linear = apply_node(dense, [source, weight], batch=self._batch)
+        positions = self._pair.positions(dense)
+        if positions is not None:
+            alone = (apply_node(dense, [source, inputs[1]], batch=self._batch) for inputs in (x, other))
+            dense_linear, sparse_linear = alone
+            linear = positions.select(linear, dense_linear, -sparse_linear, 0.0)
         size = _row_norms(source)
         self._gains[dense.name] = np.divide(_row_norms(linear), size, out=np.zeros_like(size), where=size > 0)
+        if positions is not None:
+            added = (0.0 if len(inputs) < 3 or inputs[2] is None else inputs[2] for inputs in (x, other))
+            offsets = (offset[:, None, None] for offset in positions.offsets(*added))
+            return np.asarray(linear + positions.select(*offsets))
         bias = biases[0] if biases else None
         return linear if bias is None or not bias.any() else apply_node(dense, [source, weight, bias], batch=self._batch)
 
@@ -192,6 +201,8 @@ class _Walk:
         except NoRuleError as error:
             self._missing.add(str(error))
             return None
+        if sparse.outputs[0] in self._pair.sparse_masks:  # what a masked position holds depends on no input
+            element = element * self._pair.sparse_masks[sparse.outputs[0]].keep
         l2 = self._combined(rule, distances)
         if change is not None:
             element = element + np.abs(change)
@@ -245,7 +256,8 @@ class _Walk:
             self._missing_norms.add(str(error))
             del l2[MEASURED_NORMS]
             return
-        offset = at_zero(dense, self._pair.dense, self._shapes) - at_zero(sparse, self._pair.sparse, self._shapes)
+        of_dense = at_zero(dense, self._pair.dense, self._shapes, self._pair.dense_masks)
+        offset = of_dense - at_zero(sparse, self._pair.sparse, self._shapes, self._pair.sparse_masks)
         l2[MEASURED_NORMS] = l2[MEASURED_NORMS] + factor * size + float(np.linalg.norm(offset))
 
     def _check(self, node: Node, result: Array, bounds: Array) -> None:

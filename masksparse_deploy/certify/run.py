@@ -26,6 +26,8 @@ from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.graph.evaluate import require_images, unsupported_operators
+from masksparse_deploy.graph.model import WeightedLayer
+from masksparse_deploy.graph.reader import weighted_layers
 from masksparse_deploy.graph.twins import masked_layers
 
 __all__ = ["ball_radius", "certify", "certify_pair"]
@@ -100,7 +102,7 @@ def certify_pair(
 
 
 def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, progress: Progress) -> tuple[LayerBound, ...]:
-    masked = masked_layers(pair.dense, pair.sparse)
+    masked = _masked_layers(pair)
     names = [dense.node.name for dense, _ in masked]
     for name in names:
         if names.count(name) > 1:
@@ -113,11 +115,19 @@ def _layers(pair: Pair, shapes: dict[str, tuple[int, ...]], norms: NormCache, pr
                 f"the image size at {dense.node.name} is not in the ONNX file; export the model with a fixed height and width"
             )
         try:
-            bounds.append(layer_bound(dense, sparse, pair.stored_names[dense.node.outputs[0]], shapes, norms))
+            stored_name = pair.stored_names[dense.node.outputs[0]]
+            bounds.append(layer_bound(dense, sparse, stored_name, shapes, norms, pair.positions(dense.node)))
         except NoRuleError as error:
             raise UsageError(f"{dense.node.name} is masked, and there is no bound for {error}; leave it dense") from error
     progress("bounding layers", len(masked), len(masked))
     return tuple(bounds)
+
+
+def _masked_layers(pair: Pair) -> tuple[tuple[WeightedLayer, WeightedLayer], ...]:
+    """Those whose weights or biases are masked or differ, and those of whose outputs only some positions are computed."""
+    found = {dense.node.outputs[0] for dense, _ in masked_layers(pair.dense, pair.sparse)}
+    both = zip(weighted_layers(pair.dense), weighted_layers(pair.sparse), strict=True)
+    return tuple(layers for layers in both if layers[0].node.outputs[0] in {*found, *pair.dense_masks, *pair.sparse_masks})
 
 
 def _end_to_end_claims(
@@ -165,7 +175,13 @@ def _per_sample(name: str, run: Propagation, data_sha256: str) -> Claim:
 
 
 def _require_finite(pair: Pair, names: tuple[str, str]) -> None:
-    for graph, path in zip((pair.dense, pair.sparse), names, strict=True):
+    sides = ((pair.dense, pair.dense_masks), (pair.sparse, pair.sparse_masks))
+    for (graph, masks), path in zip(sides, names, strict=True):
+        for masked in masks.values():
+            if not np.isfinite(masked.constant.astype(np.float64)).all():
+                raise ArtifactError(
+                    f"{path}: masked positions of {masked.conv.name} hold NaN or infinite values; bake the masks again"
+                )
         for name, array in graph.constants.items():
             if array.dtype.kind in "fV" and name in _weight_names(pair) and not np.isfinite(array).all():
                 raise ArtifactError(

@@ -109,7 +109,7 @@ def test_a_forgotten_difference_of_biases(monkeypatch: Patch) -> None:
     arguments: dict[str, Any] = {"radius": 20.0, "shapes": result.shapes, "norms": norms}
     assert data_free_bound(pair, **arguments) >= distance
     for module in (recursion, data_free):
-        monkeypatch.setattr(module, "at_zero", lambda node, graph, shapes: np.zeros((1, *shapes[node.outputs[0]])))
+        monkeypatch.setattr(module, "at_zero", lambda node, graph, shapes, masks: np.zeros((1, *shapes[node.outputs[0]])))
     with pytest.raises(AssertionError, match="of Conv 'Conv0' is below the measured"):
         run(pair)
     assert data_free_bound(pair, **arguments) < distance
