@@ -14,7 +14,7 @@ __all__ = ["BlockPattern"]
 
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
-_TEXT = re.compile(r"\s*1x(\d+)(@|~)(0?\.\d+)(?:/(\d+))?\s*")
+_TEXT = re.compile(r"\s*1x(\d+)(@|~)(\d*\.?\d+)(?:/(\d+))?\s*")
 _FORM = (
     "1xN@P, blocks of N output channels of which a share P is pruned, as 1x32@0.5; 1x32@0.5/16 keeps multiples of 16 channels"
 )
@@ -40,8 +40,15 @@ class BlockPattern:
     uniform: bool = True
 
     def __post_init__(self) -> None:
-        if self.n < 2 or not 0 < self.rate < 1 or self.multiple < 1 or (self.multiple > 1 and not self.uniform):
-            raise UsageError(f"pattern {self}: it has the form {_FORM}, with N of at least 2 and P between 0 and 1")
+        wrong = None
+        if self.n < 2:
+            wrong = "blocks of fewer than 2 output channels are single kernels"
+        elif not 0 < self.rate < 1:
+            wrong = f"pruning a share of {self.rate:g} leaves {'no channel' if self.rate >= 1 else 'nothing pruned'}"
+        elif self.multiple < 1 or (self.multiple > 1 and not self.uniform):
+            wrong = "channels are brought to multiples of 1 or more, and of uniform layers only"
+        if wrong:
+            raise UsageError(f"pattern {self}: {wrong}; it has the form {_FORM}")
 
     def __str__(self) -> str:
         rounding = f"/{self.multiple}" if self.multiple > 1 else ""
