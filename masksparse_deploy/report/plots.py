@@ -1,11 +1,6 @@
-"""The report's plots as Plotly figures in plain JSON values, so that they are the same bytes for the same artifacts.
-
-Text and grid take their colours from the style sheet, so that they follow the reader's light or dark mode; the colours here
-are readable on both.
-"""
+"""The report's plots of the artifacts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from masksparse_deploy.core.artifacts.attribution import PARTS, Attribution
@@ -13,10 +8,21 @@ from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import AccuracyComparison, LayerDeviation
+from masksparse_deploy.report.figures import (
+    BASELINE,
+    BOUND,
+    DENSE,
+    SPARSE,
+    WHOLE,
+    Plot,
+    faded,
+    interval_trace,
+    plain_figure,
+    short_label,
+)
 from masksparse_deploy.report.formats import TIMES
 
 __all__ = [
-    "Plot",
     "accuracy_plot",
     "attribution_plot",
     "latency_plot",
@@ -26,22 +32,9 @@ __all__ = [
     "speedup_plot",
 ]
 
-DENSE, SPARSE, BOUND, BASELINE = "#7d8aa0", "#12978a", "#d9772b", "#8a6fd1"
-_WHOLE = "#c0396b"
 _PART_COLOURS = dict(zip(PARTS, (SPARSE, BASELINE, BOUND, DENSE), strict=True))
 
-_LABEL_CHARACTERS = 26
 _TWO_DECADES = 100
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A figure with what a reader who cannot see it is told."""
-
-    identifier: str
-    description: str
-    caption: str
-    figure: dict[str, Any]
 
 
 def latency_plot(profile: ProfileReport) -> Plot:
@@ -63,13 +56,13 @@ def latency_plot(profile: ProfileReport) -> Plot:
             "y0": name,
             "name": name,
             "line": {"color": colour, "width": 2},
-            "fillcolor": _faded(colour),
+            "fillcolor": faded(colour),
             "hoverinfo": "x",
             "spanmode": "hard",
         }
         for name, latency, colour in rows
     ]
-    figure = _figure(data, 300, x_title="milliseconds for one inference", x={"range": [left, right], "tickformat": "~g"})
+    figure = plain_figure(data, 300, x_title="milliseconds for one inference", x={"range": [left, right], "tickformat": "~g"})
     figure["layout"]["showlegend"] = False
     caption = "Each shape shows how often a time was measured; the box holds the middle half, its line is the median."
     if hidden:
@@ -85,10 +78,10 @@ def speedup_plot(profile: ProfileReport) -> Plot:
     """The speedup and its control, with intervals, beside the line that means "the same speed"."""
     rows = (("dense again", profile.control, DENSE), ("sparse", profile.speedup, SPARSE))
     data = [
-        _interval_trace(name, found.ratio, found.interval.low, found.interval.high, colour, f"{found.ratio:.3f}{TIMES}")
+        interval_trace(name, found.ratio, found.interval.low, found.interval.high, colour, f"{found.ratio:.3f}{TIMES}")
         for name, found, colour in rows
     ]
-    figure = _figure(data, 190, x_title="times the dense speed", x={"ticksuffix": TIMES, "nticks": 5})
+    figure = plain_figure(data, 190, x_title="times the dense speed", x={"ticksuffix": TIMES, "nticks": 5})
     ends = [end for _, found, _ in rows for end in (found.interval.low, found.interval.high, 1.0)]
     margin = max(0.15 * (max(ends) - min(ends)), 0.01)
     figure["layout"]["xaxis"]["range"] = [min(ends) - margin, max(ends) + margin]
@@ -129,7 +122,7 @@ def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
             "mode": "lines",
             "x": lines_x,
             "y": lines_y,
-            "line": {"color": _faded(BOUND), "width": 4},
+            "line": {"color": faded(BOUND), "width": 4},
             "hoverinfo": "skip",
             "showlegend": False,
         }
@@ -154,9 +147,9 @@ def layers_plot(layers: Sequence[LayerDeviation]) -> Plot:
     # ticks at 1, 2 and 5 where a tick for each power of ten would leave only one or two
     spacing = "D2" if drawn and max(drawn) < _TWO_DECADES * min(drawn) else 1
     axis = {"type": "log", "tickformat": "~g", "dtick": spacing}
-    figure = _figure(data, 26 * len(layers) + 130, x_title="deviation from the dense layer", x=axis)
+    figure = plain_figure(data, 26 * len(layers) + 130, x_title="deviation from the dense layer", x=axis)
     figure["layout"]["yaxis"].update(
-        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+        {"autorange": "reversed", "tickvals": names, "ticktext": [short_label(name) for name in names], "categoryarray": names}
     )
     figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
     within = sum(layer.deviation <= layer.deviation_bound for layer in layers)
@@ -195,14 +188,14 @@ def attribution_plot(attribution: Attribution) -> Plot:
             "name": "whole deviation",
             "x": [100 * parts.total for _, parts in rows],
             "y": names,
-            "marker": {"color": _WHOLE, "size": 12, "symbol": "line-ns-open", "line": {"width": 3}},
+            "marker": {"color": WHOLE, "size": 12, "symbol": "line-ns-open", "line": {"width": 3}},
             "hovertemplate": "%{y}: %{x:.3g} %<extra>whole deviation</extra>",
         }
     )
-    figure = _figure(data, 26 * len(rows) + 150, x_title="% of the norm of the dense output", x={"rangemode": "tozero"})
+    figure = plain_figure(data, 26 * len(rows) + 150, x_title="% of the norm of the dense output", x={"rangemode": "tozero"})
     figure["layout"].update({"barmode": "stack", "bargap": 0.3})
     figure["layout"]["yaxis"].update(
-        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+        {"autorange": "reversed", "tickvals": names, "ticktext": [short_label(name) for name in names], "categoryarray": names}
     )
     figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "traceorder": "normal"}
     return Plot(
@@ -236,7 +229,7 @@ def methods_plot(learn: LearnReport) -> Plot:
         }
         for name, value, colour in rows
     ]
-    figure = _figure(
+    figure = plain_figure(
         data, 38 * len(rows) + 76, x_title="top-1 accuracy, %", x={"range": [0, 135], "tickvals": [0, 25, 50, 75, 100]}
     )
     figure["layout"].update({"showlegend": False, "bargap": 0.35})
@@ -268,9 +261,9 @@ def sensitivity_plot(selection: LayerSelection) -> Plot:
     drawn = [layer.alone.divergence for layer in selection.layers if layer.alone.divergence > 0]
     spacing = "D2" if drawn and max(drawn) < _TWO_DECADES * min(drawn) else 1
     axis = {"type": "log", "tickformat": "~g", "dtick": spacing}
-    figure = _figure(data, 26 * len(names) + 130, x_title="divergence with a mask on this layer alone, nats", x=axis)
+    figure = plain_figure(data, 26 * len(names) + 130, x_title="divergence with a mask on this layer alone, nats", x=axis)
     figure["layout"]["yaxis"].update(
-        {"autorange": "reversed", "tickvals": names, "ticktext": [_label(name) for name in names], "categoryarray": names}
+        {"autorange": "reversed", "tickvals": names, "ticktext": [short_label(name) for name in names], "categoryarray": names}
     )
     figure["layout"]["legend"] = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
     return Plot(
@@ -290,62 +283,12 @@ def accuracy_plot(accuracy: AccuracyComparison) -> Plot:
         ("sparse", 100 * accuracy.sparse_correct / total, accuracy.sparse_accuracy, SPARSE),
     )
     data = [
-        _interval_trace(name, value, 100 * ends.low, 100 * ends.high, colour, f"{value:.2f} %")
+        interval_trace(name, value, 100 * ends.low, 100 * ends.high, colour, f"{value:.2f} %")
         for name, value, ends, colour in reversed(rows)
     ]
-    figure = _figure(data, 190, x_title="top-1 accuracy, %", x={"nticks": 6})
+    figure = plain_figure(data, 190, x_title="top-1 accuracy, %", x={"nticks": 6})
     figure["layout"]["yaxis"]["range"] = [-0.6, 1.6]
     figure["layout"]["showlegend"] = False
     description = "Top-1 accuracy: " + ", ".join(f"{name} engine {value:.2f} %" for name, value, *_ in rows) + "."
     caption = f"With exact {100 * accuracy.dense_accuracy.confidence:.4g} % intervals (Clopper-Pearson)."
     return Plot("accuracy", description, caption, figure)
-
-
-def _interval_trace(name: str, value: float, low: float, high: float, colour: str, text: str) -> dict[str, Any]:
-    """One point with its interval as a row of its own."""
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [value],
-        "y": [name],
-        "name": name,
-        "error_x": {
-            "type": "data",
-            "symmetric": False,
-            "array": [high - value],
-            "arrayminus": [value - low],
-            "color": colour,
-            "thickness": 3,
-            "width": 8,
-        },
-        "marker": {"color": colour, "size": 13},
-        "hovertemplate": f"{text}<extra>{name}</extra>",
-    }
-
-
-def _figure(data: list[dict[str, Any]], height: int, *, x_title: str, x: dict[str, Any]) -> dict[str, Any]:
-    axis = {"fixedrange": True, "automargin": True, "zeroline": False}
-    return {
-        "data": data,
-        "layout": {
-            "height": height,
-            "margin": {"l": 8, "r": 18, "t": 12, "b": 8},
-            "paper_bgcolor": "rgba(0,0,0,0)",
-            "plot_bgcolor": "rgba(0,0,0,0)",
-            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13},
-            "dragmode": False,
-            "hovermode": "closest",
-            "xaxis": {**axis, "title": {"text": x_title, "standoff": 12}, "showgrid": True, **x},
-            "yaxis": {**axis, "showgrid": False, "ticklabelstandoff": 8, "type": "category"},
-        },
-    }
-
-
-def _faded(colour: str) -> str:
-    red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    return f"rgba({red},{green},{blue},0.35)"
-
-
-def _label(name: str) -> str:
-    """The end of a long layer name, which is the part that tells layers apart."""
-    return name if len(name) <= _LABEL_CHARACTERS else "…" + name[1 - _LABEL_CHARACTERS :]

@@ -9,10 +9,10 @@ from typing import Any
 from masksparse_deploy.core.files import write_atomic
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.report import formats
+from masksparse_deploy.report.figures import Plot
 from masksparse_deploy.report.headline import make_headline
 from masksparse_deploy.report.inputs import ReportInputs
 from masksparse_deploy.report.plots import (
-    Plot,
     accuracy_plot,
     attribution_plot,
     latency_plot,
