@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from masksparse_deploy.bake.position_check import broken_claims
 from masksparse_deploy.core.artifacts.baking import LintLayer, LintPositions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.annotations import POSITIONS_LAYER
 from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Node
+from masksparse_deploy.graph.position_claims import broken_claims
 from masksparse_deploy.graph.positions import is_positions_node, masked_positions_of
 
 __all__ = ["inspect_positions"]

@@ -21,6 +21,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.protocol import Session
 from masksparse_deploy.graph.evaluate import evaluate, unsupported_operators
 from masksparse_deploy.graph.model import WeightedLayer
+from masksparse_deploy.graph.positions import is_positions_node
 from masksparse_deploy.graph.reader import weighted_layers
 from masksparse_deploy.validate.layers import LayerPair
 from masksparse_deploy.validate.rounding_int8 import exact_output
@@ -120,11 +121,26 @@ def _layer_values(unit: Unit, layers: Sequence[WeightedLayer], tensors: Mapping[
     """What the layer gives with each network's numbers, on the file's grid, and what the engine gave."""
     x = tensors[unit.input].astype(np.float64)
     others = {name: tensors[name].astype(np.float64) for name in unit.others}
-    exact = [
-        exact_output(replace(unit, layer=replace(unit.layer, weight=layer.weight, bias=layer.bias)), x, others)
-        for layer in layers
-    ]
+    dense, *networks = layers
+    units = [_with_numbers(unit, dense, computes_all=True)]
+    units += [_with_numbers(unit, layer, computes_all=False) for layer in networks]
+    exact = [exact_output(own, x, others) for own in units]
     return [*(output.exact for output in exact[:-1]), exact[-1].nearest, tensors[unit.output].astype(np.float64)]
+
+
+def _with_numbers(unit: Unit, layer: WeightedLayer, *, computes_all: bool) -> Unit:
+    """The unit with another network's weight and bias, which masked positions hold too, and without masks if it has none."""
+    constants = dict(unit.constants)
+    for node in unit.tail:
+        if is_positions_node(node):
+            keep, _, held = node.inputs
+            constants[keep] = np.ones_like(constants[keep]) if computes_all else constants[keep]
+            constants[held] = _bias_of(layer, constants[held])
+    return replace(unit, layer=replace(unit.layer, weight=layer.weight, bias=layer.bias), constants=constants)
+
+
+def _bias_of(layer: WeightedLayer, like: Array) -> Array:
+    return np.zeros_like(like) if layer.bias is None else layer.bias.reshape(like.shape)
 
 
 def _output_sums(variants: Variants, images: Array, outputs: Array) -> _Sums:

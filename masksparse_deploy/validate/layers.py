@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from masksparse_deploy.core.artifacts.certificate import Certificate, LayerBound
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.model import Graph
+from masksparse_deploy.graph.positions import position_masks
 from masksparse_deploy.graph.reader import weighted_layers
 from masksparse_deploy.graph.twins import masked_layers
 from masksparse_deploy.validate.units import Unit, unit_of
 
-__all__ = ["LayerPair", "exposed_tensors", "layer_pairs"]
+__all__ = ["LayerPair", "comparable", "exposed_tensors", "layer_pairs"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -45,13 +46,20 @@ def layer_pairs(dense: Graph, sparse: Graph, certificate: Certificate) -> tuple[
         units = unit_of(dense, in_dense[bound.node]), unit_of(sparse, in_sparse[bound.node])
         pairs.append(LayerPair(bound=bound, dense=units[0], sparse=units[1]))
     bounded = {bound.node for bound in certificate.layers}
-    for _, layer in masked_layers(dense, sparse):
-        if layer.node.name not in bounded:
+    masked = [masked.conv.name for masked in position_masks(sparse).values()]
+    for name in [layer.node.name for _, layer in masked_layers(dense, sparse)] + masked:
+        if name not in bounded:
             raise ArtifactError(
-                f"the certificate has no bound for the layer {layer.node.name}, which differs between the two ONNX files; "
+                f"the certificate has no bound for the layer {name}, which differs between the two ONNX files; "
                 "run 'masksparse certify' again on these files"
             )
     return tuple(pairs)
+
+
+def comparable(pairs: tuple[LayerPair, ...], built_from: Graph) -> tuple[LayerPair, ...]:
+    """The layers whose tensors the file has that the engine was built from: another form of a layer may hold them as rows."""
+    known = {*built_from.inputs, *(name for node in built_from.nodes for name in node.outputs)}
+    return tuple(pair for pair in pairs if known.issuperset(pair.tensors))
 
 
 def exposed_tensors(pairs: tuple[LayerPair, ...], graph: Graph) -> tuple[str, ...]:

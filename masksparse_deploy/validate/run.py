@@ -24,7 +24,7 @@ from masksparse_deploy.validate.gates import accuracy_gate, flip_gate, layerwise
 from masksparse_deploy.validate.intervals import compare_accuracy
 from masksparse_deploy.validate.kernels import check_kernels, doubts, layer_kernels
 from masksparse_deploy.validate.labels import check_above_chance, require_classes
-from masksparse_deploy.validate.layers import exposed_tensors, layer_pairs
+from masksparse_deploy.validate.layers import comparable, exposed_tensors, layer_pairs
 from masksparse_deploy.validate.layerwise import compare_layers
 from masksparse_deploy.validate.outputs import (
     check_claim,
@@ -37,7 +37,8 @@ from masksparse_deploy.validate.outputs import (
     row_norms,
 )
 from masksparse_deploy.validate.pair import Deployed, read_deployed
-from masksparse_deploy.validate.rewritten import check_rewritten, read_built_from
+from masksparse_deploy.validate.positions import check_positions, has_positions
+from masksparse_deploy.validate.rewritten import BuiltFrom, check_rewritten, compared_layers, read_built_from
 from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.variants import make_variants
 from masksparse_deploy.validate.verdict import overall_verdict
@@ -107,8 +108,11 @@ def validate(
     dense_plan, sparse_plan = (read_plan_graph(network.engine, network.engine_path) for network in (dense, sparse))
     survived = survival(sparse.graph, sparse_plan, sparse.engine, baked, rewritten=rewritten)
     checks = [check_rewritten(sparse.graph, built_from)] if built_from.is_rewritten else []
+    masks_positions = has_positions(sparse.graph, baked)
+    if masks_positions:
+        checks.append(check_positions(sparse.graph, sparse_plan, baked, is_rewritten=built_from.is_rewritten))
+    checks += [check_survival(survived, sparse.engine)] if survived or not masks_positions else []
     checks += [
-        check_survival(survived, sparse.engine),
         check_weights("weights of the sparse plan", built_from.graph, sparse_plan, sparse.engine.backend),
         check_weights("weights of the dense plan", dense.graph, dense_plan, dense.engine.backend),
     ]
@@ -125,7 +129,7 @@ def validate(
         checks += _claim_checks(dense, sparse, certificate)
         progress("validate", 4, _STEPS)
         found, layers, attribution = _layer_checks(
-            dense, sparse, certificate, gates, engine_options, built_from.path, networks, out, progress
+            dense, sparse, certificate, gates, engine_options, built_from, networks, out, progress
         )
         checks += found
     progress("validate", 5, _STEPS)
@@ -219,18 +223,20 @@ def _layer_checks(
     certificate: Certificate,
     gates: Gates,
     options: EngineOptions,
-    built_from: Path,
+    built_from: BuiltFrom,
     unconverted: tuple[Graph, Graph] | None,
     out: Path,
     progress: Progress,
 ) -> tuple[list[Check], tuple[LayerDeviation, ...], Attribution | None]:
     """Build an engine of the same file that also returns the changed layers, and compare them."""
-    pairs = layer_pairs(dense.graph, sparse.graph, certificate)
+    changed = layer_pairs(dense.graph, sparse.graph, certificate)
+    pairs = comparable(changed, built_from.graph)
+    in_another_form = [compared_layers(changed, pairs)] if len(pairs) < len(changed) else []
     if not pairs:
-        return [layerwise_gate((), {}, gates)], (), None
+        return in_another_form or [layerwise_gate((), {}, gates)], (), None
     backend = get_backend(sparse.engine.backend)
     exposed = exposed_tensors(pairs, sparse.graph)
-    engine = backend.build(built_from, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
+    engine = backend.build(built_from.path, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
     kernels = layer_kernels(pairs, engine)
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs
@@ -263,4 +269,5 @@ def _layer_checks(
     engines = (sparse.engine, sparse.engine_path), (engine, out / f"{LAYERS_ENGINE}.engine.json")
     plans = read_plan_graph(*engines[0]), read_plan_graph(*engines[1])
     kept = check_kernels(sparse.engine, engine, pairs, plans)
-    return [same, kept, layerwise_gate(layers, doubts(layers, kernels), gates)], layers, attribution
+    found = [same, kept, *in_another_form, layerwise_gate(layers, doubts(layers, kernels), gates)]
+    return found, layers, attribution

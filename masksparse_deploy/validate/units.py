@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
+from masksparse_deploy.graph.positions import is_positions_node
 from masksparse_deploy.validate.biases import bias_step
 
 __all__ = ["Grid", "Unit", "unit_of"]
@@ -52,7 +53,8 @@ class Unit:
     Attributes:
         layer: the Conv, Gemm or MatMul.
         precision: of the layer in the file: "fp32", "fp16", "bf16", "int8", or another dtype that has no bound.
-        tail: elementwise operators behind it; of a floating-point layer only those that round nothing.
+        tail: elementwise operators behind it; of a floating-point layer only those that round nothing, such as the Where that
+            masks positions.
         output: the tensor that is compared: what the DequantizeLinear behind the unit gives, else what the last operator gives.
         constants: that the tail reads, by name.
         grid: that `output` lies on; None for a floating-point output.
@@ -130,6 +132,8 @@ def _factors(node: Node) -> str | None:
 
 def _is_covered(node: Node, graph: Graph, rounded: Sequence[str]) -> bool:
     """Whether the error of a fused operator is known: adding another tensor of the same shape, or clamping by constants."""
+    if is_positions_node(node) and node.op == "Where" and not rounded:  # gives one of the numbers it gets
+        return all(name in graph.constants for name in (node.inputs[0], node.inputs[2]))
     if node.domain or node.op not in (*_EXACT, *rounded):
         return False
     if node.op == "Add":

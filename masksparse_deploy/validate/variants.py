@@ -6,6 +6,7 @@ import numpy as np
 
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.model import Graph, Node, WeightedLayer
+from masksparse_deploy.graph.positions import position_masks
 from masksparse_deploy.graph.reader import weighted_layers
 from masksparse_deploy.graph.twins import masked_layers
 
@@ -22,7 +23,8 @@ class Variants:
 
     Attributes:
         dense: the reference.
-        masked: its weights where the sparse network has any, everything else as in `dense`.
+        masked: its weights where the sparse network has any, its own biases at positions that the sparse network masks,
+            everything else as in `dense`.
         sparse: with all values of the sparse network.
         file: the sparse file, which rounds to its grids.
         reference: what `dense` is, in words.
@@ -81,8 +83,17 @@ def without_grids(graph: Graph) -> Graph:
 
 
 def _masked(dense: Graph, sparse: Graph) -> Graph:
-    """The dense network with zeros where the sparse one has them in the layers that differ."""
+    """The dense network with zeros where the sparse one has them in the layers that differ, and with its masks of positions."""
     constants, shapes = dict(dense.constants), dict(dense.shapes)
+    biases = {layer.node.name: layer.bias for layer in weighted_layers(dense)}
+    positions = position_masks(sparse)
+    for masked in positions.values():
+        bias = biases.get(masked.conv.name)
+        keep, computed, constant = masked.where.inputs
+        constants[keep] = sparse.constants[keep]
+        held = np.zeros(masked.constant.shape, dtype=np.float32) if bias is None else bias
+        constants[constant] = held.reshape(1, -1, 1, 1)
+        shapes.update({name: sparse.shapes[name] for name in (keep, computed, constant) if name in sparse.shapes})
     renamed: dict[str, str] = {}
     for one, other in masked_layers(dense, sparse):
         name = f"{one.node.name}/masked"
@@ -90,7 +101,7 @@ def _masked(dense: Graph, sparse: Graph) -> Graph:
         renamed[one.node.name] = name
     nodes = tuple(
         replace(node, inputs=(node.inputs[0], renamed[node.name], *node.inputs[2:])) if node.name in renamed else node
-        for node in dense.nodes
+        for node in (sparse if positions else dense).nodes  # those of the dense network, and what masks positions
     )
     return replace(dense, nodes=nodes, constants=constants, shapes=shapes)
 
