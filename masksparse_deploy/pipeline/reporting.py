@@ -9,6 +9,7 @@ from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Document
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.updating import UpdateReport
@@ -34,6 +35,7 @@ REPORTED = (
 # Shown as well where they lie in the folder; no stage of the chain writes them.
 SELECTION = "selection.json"
 UPDATE = "update.json"
+REWRITE = "rewrite.json"
 
 _D = TypeVar("_D", bound=Document)
 
@@ -60,6 +62,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
         update=_read(UpdateReport, folder / UPDATE),
         learn=_read(LearnReport, folder / "learn.json"),
         bake=_read(BakeReport, folder / "bake.json"),
+        rewrite=_read(RewriteReport, folder / REWRITE),
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),
         sparse_engine=_read(EngineArtifact, folder / "sparse.engine.json"),
         profile=_read(ProfileReport, folder / "profile.json"),

@@ -2,7 +2,7 @@
 
 from masksparse_deploy.core.artifacts.document import Interval
 
-__all__ = ["MINUS", "NOTHING", "TIMES", "count", "figures", "interval", "milliseconds", "percent", "signed", "times"]
+__all__ = ["MINUS", "NOTHING", "TIMES", "along", "count", "figures", "interval", "milliseconds", "percent", "signed", "times"]
 
 MINUS = "\N{MINUS SIGN}"
 TIMES = "\N{MULTIPLICATION SIGN}"
@@ -51,6 +51,15 @@ def times(value: float) -> str:
 def count(value: int) -> str:
     """An integer with thousands separators."""
     return f"{value:,}"
+
+
+def along(pattern: str) -> str:
+    """A pattern and where it runs, as "2:4 along the input channels"."""
+    if pattern.startswith("1x"):
+        size = pattern[2:].partition("@")[0].partition("~")[0]
+        return f"{pattern} in blocks of {size} output channels"
+    outputs = " and along the output channels" if pattern.startswith("T") else ""
+    return f"{pattern} along the input channels{outputs}"
 
 
 def interval(value: Interval, digits: int = 2, scale: float = 1.0) -> str:

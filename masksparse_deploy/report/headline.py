@@ -5,6 +5,7 @@ from typing import Literal
 
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
 from masksparse_deploy.core.artifacts.document import Verdict
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.report.formats import NOTHING, interval, percent, signed, times
@@ -41,7 +42,11 @@ class Headline:
 
 def make_headline(inputs: ReportInputs) -> Headline:
     """Put the artifacts' verdicts into words; nothing is decided here."""
-    figures = (_speed(inputs.profile), _accuracy(inputs.validation), _proof(inputs.validation, inputs.certificate))
+    figures = (
+        _speed(inputs.profile, inputs.rewrite),
+        _accuracy(inputs.validation),
+        _proof(inputs.validation, inputs.certificate),
+    )
     validation = inputs.validation
     if validation is None:
         return Headline("not finished", "open", "There is no verdict yet: the validate stage has not run.", (), figures)
@@ -76,7 +81,7 @@ def _pass_sentence(profile: ProfileReport | None) -> str:
     return "All checks passed, but it is not faster than the dense engine on this device."
 
 
-def _speed(profile: ProfileReport | None) -> Figure:
+def _speed(profile: ProfileReport | None, rewrite: RewriteReport | None) -> Figure:
     question = "How much faster?"
     if profile is None:
         return Figure(question, NOTHING, "", ("The profile stage has not run.",), "open")
@@ -88,6 +93,8 @@ def _speed(profile: ProfileReport | None) -> Figure:
     if ends.low <= 1:
         tone = "open" if ends.high >= 1 else "bad"
         notes.append(_sentence(profile.sparse_kernels))
+        if ends.high < 1 and rewrite is not None and rewrite.rewritten_sha256 is not None:
+            notes.append("Layers were rewritten, and yet it is slower than the dense engine here: deploy the dense one.")
     return Figure(question, times(profile.speedup.ratio), "of the dense speed", tuple(notes), tone)
 
 

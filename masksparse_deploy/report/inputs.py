@@ -7,6 +7,7 @@ from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.updating import UpdateReport
@@ -40,6 +41,7 @@ class ReportInputs:
         name: of the network or the job, for the title.
         selection: optional; the report is silent where there is none.
         update: likewise.
+        rewrite: likewise, also where no layer could be rewritten.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ReportInputs:
     update: UpdateReport | None = None
     learn: LearnReport | None = None
     bake: BakeReport | None = None
+    rewrite: RewriteReport | None = None
     dense_engine: EngineArtifact | None = None
     sparse_engine: EngineArtifact | None = None
     profile: ProfileReport | None = None

@@ -21,6 +21,7 @@ from masksparse_deploy.report.plots import (
     sensitivity_plot,
     speedup_plot,
 )
+from masksparse_deploy.report.rewrite_plot import rewrite_plot
 
 __all__ = ["REPORT_NAME", "render_report", "write_report"]
 
@@ -44,7 +45,15 @@ def render_report(inputs: ReportInputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (formats.count, formats.figures, formats.interval, formats.milliseconds, formats.percent, formats.times)
+    filters = (
+        formats.along,
+        formats.count,
+        formats.figures,
+        formats.interval,
+        formats.milliseconds,
+        formats.percent,
+        formats.times,
+    )
     environment.filters.update({function.__name__: function for function in filters})
     environment.filters["script_json"] = lambda value: jinja2.utils.markupsafe.Markup(_script_json(value))
     style = resources.files("masksparse_deploy.report").joinpath("style.css").read_text(encoding="utf-8")
@@ -75,6 +84,8 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
     if inputs.profile is not None:
         yield latency_plot(inputs.profile)
         yield speedup_plot(inputs.profile)
+    if inputs.rewrite is not None and any(layer.speedup is not None for layer in inputs.rewrite.layers):
+        yield rewrite_plot(inputs.rewrite)
     if inputs.validation is not None:
         yield accuracy_plot(inputs.validation.accuracy)
         if inputs.validation.layers:
@@ -103,6 +114,8 @@ def _digests(inputs: ReportInputs) -> Iterator[tuple[str, str]]:
     if inputs.bake is not None:
         yield "Dense ONNX file", inputs.bake.dense_sha256
         yield "Sparse ONNX file", inputs.bake.sparse_sha256
+    if inputs.rewrite is not None and inputs.rewrite.rewritten_sha256 is not None:
+        yield "Rewritten ONNX file", inputs.rewrite.rewritten_sha256
     if inputs.dense_engine is not None:
         yield "Dense plan", inputs.dense_engine.plan_sha256
     if inputs.sparse_engine is not None:

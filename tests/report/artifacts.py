@@ -19,6 +19,7 @@ from masksparse_deploy.core.artifacts.certificate import (
 from masksparse_deploy.core.artifacts.document import Interval, SkippedLayer
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share, TrainingPoint
+from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport, TimedForm
 from masksparse_deploy.core.artifacts.selection import Assigned, LayerSelection, LayerSensitivity, Measured, SelectionStep
 from masksparse_deploy.core.artifacts.survival import LayerSurvival, StageState
 from masksparse_deploy.core.artifacts.timing import Latency, ProfileReport, RunConditions, Speedup
@@ -183,6 +184,48 @@ def make_bake() -> BakeReport:
         statistics_updated=True,
         layers=layers,
         skipped=(),
+    )
+
+
+def make_rewrite(*, rewritten: bool = True) -> RewriteReport:
+    """Two of the layers are faster over gathered channels, the narrow one is not; or none is."""
+
+    def layer(node: str, dense_ms: float, gathered_ms: float) -> LayerRewrite:
+        gains = rewritten and gathered_ms < dense_ms
+        speedup = dense_ms / gathered_ms
+        return LayerRewrite(
+            node=node,
+            pattern="1x32@0.5",
+            form="gathered" if gains else "dense",
+            reason="1.80 times as fast as the dense layer" if gains else "the dense layer is faster",
+            density=0.5,
+            computed_density=0.5 if gains else 1.0,
+            ideal=2.0,
+            times=(
+                TimedForm(form="dense", variant="", median_ms=dense_ms, from_cache=False),
+                TimedForm(form="gathered", variant="16 channels a group", median_ms=gathered_ms, from_cache=True),
+            ),
+            speedup=speedup if gains else 1.0,
+            interval=Interval(low=0.98 * speedup, high=1.02 * speedup, confidence=0.95) if gains else None,
+        )
+
+    return RewriteReport(
+        sparse_sha256=digest("sparse onnx"),
+        rewritten_sha256=digest("rewritten onnx") if rewritten else None,
+        backend="onnxruntime",
+        device="A processor",
+        versions={"onnxruntime": "1.20"},
+        batch=1,
+        threads=1,
+        channel_block=16,
+        layers=(
+            layer("layer2.0.conv2", 0.9, 0.5),
+            layer("layer2.1.conv1", 0.9, 0.48),
+            layer("layer2.0.shortcut", 0.1, 0.13),
+        ),
+        speedup=1.31 if rewritten else None,
+        interval=Interval(low=1.28, high=1.34, confidence=0.95) if rewritten else None,
+        remarks=("one layer is quantized and stays dense",) if rewritten else (),
     )
 
 
