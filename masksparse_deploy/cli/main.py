@@ -27,6 +27,7 @@ VERBS = {
     "bake": "Write the zeros into an ONNX file that says what is sparse.",
     "lint": "What is sparse in any ONNX file, what could be, and why not.",
     "preflight": "Let NVIDIA's parser read an ONNX file, without a GPU.",
+    "rewrite": "Bring 1xN layers and masked positions into the form that runs fastest here.",
     "build": "Build an engine from an ONNX file.",
     "profile": "Time the sparse engine against its dense twin.",
     "certify": "Prove how far masking can move the outputs.",

@@ -1,35 +1,59 @@
-"""What the rewrite of layers brought, in lines for a terminal."""
+"""What the rewrite stage says, in lines for a terminal."""
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from rich.markup import escape
+from rich.table import Table
 
-from masksparse_deploy.core.artifacts.rewriting import RewriteReport
+from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport
 
-__all__ = ["rewrite_lines"]
+__all__ = ["rewrite_lines", "rewrite_table"]
+
+
+def rewrite_table(report: RewriteReport) -> Iterable[Table | str]:
+    """One row a layer, then the network as a whole."""
+    numbers = ("density", "dense ms", "rewritten ms", "speedup", "ideal")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("layer", "pattern", "form", *numbers, "why"):
+        table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
+    for layer in report.layers:
+        table.add_row(
+            escape(layer.node),
+            escape(layer.pattern),
+            layer.form if layer.form == "dense" else f"[green]{layer.form}[/]",
+            f"{layer.density:.0%}",
+            *_times(layer),
+            "-" if layer.speedup is None else f"{layer.speedup:.2f}x",
+            f"{layer.ideal:.2f}x",
+            escape(layer.reason),
+        )
+    if report.layers:
+        yield table
+    yield from rewrite_lines(report)
 
 
 def rewrite_lines(report: RewriteReport) -> list[str]:
-    """How many layers were rewritten into which form, what that brought, and why the others stay as they are."""
-    return [*_lines(report), *(f"[yellow]note[/] {escape(remark)}" for remark in report.remarks)]
-
-
-def _lines(report: RewriteReport) -> Iterator[str]:
-    if not report.layers:
-        yield "nothing to rewrite: no layer has 1xN blocks or masked positions"
-        return
-    forms = Counter(layer.form for layer in report.layers if layer.form != "dense")
-    words = ", ".join(f"{count} {form}" for form, count in sorted(forms.items())) or "none"
-    head = f"{forms.total()} of {len(report.layers)} layers rewritten: {words}"
-    if report.speedup is not None:
-        ends = report.interval
-        # the opening bracket would start rich markup
-        interval = "" if ends is None else escape(f" [{ends.low:.2f}, {ends.high:.2f}]")
-        head += f"   {report.speedup:.2f}x{interval} the speed of sparse.onnx, batch {report.batch}"
-    yield head
+    """How many layers were rewritten, what the network gains by it, and the remarks."""
+    changed = sum(layer.form != "dense" for layer in report.layers)
+    where = f"batch {report.batch}, {_threads(report.threads)}, {escape(report.device)}"
     if report.rewritten_sha256 is None:
-        yield "sparse.onnx is deployed as it is"
-    reasons = Counter(layer.reason for layer in report.layers if layer.form == "dense")
-    for reason, count in reasons.items():
-        yield f"dense: {count} layer{'' if count == 1 else 's'} ({escape(reason)})"
+        head = "no rewritten.onnx: the sparse file is what to deploy" if report.layers else "no rewritten.onnx"
+    else:
+        head = f"rewritten.onnx   {changed} of {len(report.layers)} layers rewritten"
+    if report.speedup is not None:
+        head += f"   speedup {report.speedup:.2f}x"
+        if report.interval is not None:
+            head += escape(f" [{report.interval.low:.2f}, {report.interval.high:.2f}]")
+        head += f" over the sparse file   {where}"
+    return [head, *(f"[yellow]note[/] {escape(remark)}" for remark in report.remarks)]
+
+
+def _times(layer: LayerRewrite) -> tuple[str, str]:
+    """Milliseconds of the dense form and of the fastest other one."""
+    dense = next((timed.median_ms for timed in layer.times if timed.form == "dense"), None)
+    others = [timed.median_ms for timed in layer.times if timed.form != "dense"]
+    return "-" if dense is None else f"{dense:.3f}", f"{min(others):.3f}" if others else "-"
+
+
+def _threads(count: int) -> str:
+    return "all cores" if count == 0 else f"{count} thread{'s' if count > 1 else ''}"

@@ -177,7 +177,7 @@ class RewriteOptions(Options):
     mode: Literal["measured", "always", "never"] = _option(
         "measured", "rewrite the layers that get faster by it on this machine; or all; or none"
     )
-    rounds: int = _option(20, "rounds of timing each form of a layer, in random order", ge=5)
+    rounds: int = _option(20, "rounds of timing each form of a layer, and each network, in random order", ge=10)
     smallest_gain: float = _option(
         0.02, "leave a layer dense that the rewrite makes faster by less than this share", ge=0, lt=1
     )

@@ -15,6 +15,7 @@ __all__ = [
     "PREFIX",
     "ROLE",
     "ROLE_DENSE",
+    "ROLE_REWRITTEN",
     "ROLE_SPARSE",
     "SCHEMA",
     "SCHEMA_VERSION",
@@ -34,6 +35,8 @@ SOURCE_SHA256 = PREFIX + "source_sha256"
 
 ROLE_DENSE = "dense"
 ROLE_SPARSE = "sparse"
+# made of the sparse file, with layers in forms that hold no zeros
+ROLE_REWRITTEN = "rewritten"
 
 # metadata_props of a masked layer's node and of its weight
 PATTERN = PREFIX + "pattern"

@@ -10,9 +10,14 @@ LayerForm = Literal["dense", "gathered", "rows"]
 
 
 class TimedForm(Record):
-    """One form of a layer and the median time of an inference of it; `from_cache` if it was timed in an earlier run."""
+    """One form of a layer and the median time of an inference of it; `from_cache` if it was timed in an earlier run.
+
+    `variant` tells forms of the same name apart, as "16 channels a group"; "" for the plain one. The time is that of the layer
+    between a cheap convolution and a pooling.
+    """
 
     form: LayerForm
+    variant: str = ""
     median_ms: float
     from_cache: bool
 

@@ -1,0 +1,165 @@
+"""Which form every layer takes: first by timing layers, then by timing whole networks in which layers of one kind change."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx
+
+from masksparse_deploy.core.artifacts.document import Interval
+from masksparse_deploy.core.progress import Progress
+from masksparse_deploy.rewrite.cache import Times
+from masksparse_deploy.rewrite.forms import Form, rewritten
+from masksparse_deploy.rewrite.measure import Stopwatch
+from masksparse_deploy.rewrite.sites import Site
+
+__all__ = ["Choice", "TimedLayer", "choose_forms"]
+
+# Within this factor of the dense time, what a layer takes alone does not tell what it does to a network: there its weights
+# have left the caches since the last inference, and its neighbours may keep or lose the layout that they share.
+_UNCERTAIN = 1.35
+# The decision whether a file is written at all gets so many times the rounds of the others.
+_FINAL_ROUNDS = 3
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TimedLayer:
+    """A layer with the times of its forms.
+
+    Attributes:
+        site: the layer.
+        forms: dense first.
+        times: of the forms, in their order, as a small network each.
+        from_cache: whether the times were taken in an earlier run.
+        kind: layers of one kind do the same arithmetic.
+    """
+
+    site: Site
+    forms: tuple[Form, ...]
+    times: Times
+    from_cache: bool
+    kind: str
+
+    @property
+    def fastest_other(self) -> int:
+        """Which form that is not dense is the fastest."""
+        return max(range(1, len(self.forms)), key=lambda index: self.times.speedups[index])
+
+    def is_uncertain(self) -> bool:
+        """Whether a network decides what the layer's own times do not."""
+        interval = self.times.intervals[self.fastest_other]
+        return interval.high > 1 / _UNCERTAIN and interval.low < _UNCERTAIN
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Choice:
+    """What was chosen.
+
+    Attributes:
+        forms: by node name; layers that stay dense are not in it.
+        reasons: by node name, for every timed layer, in words.
+        speedup: the sparse file's time over the rewritten one's, as whole networks; None where nothing was rewritten.
+        interval: of it.
+        remarks: what else there is to say.
+    """
+
+    forms: Mapping[str, Form]
+    reasons: Mapping[str, str]
+    speedup: float | None = None
+    interval: Interval | None = None
+    remarks: tuple[str, ...] = ()
+
+
+def choose_forms(
+    source: onnx.ModelProto, layers: Sequence[TimedLayer], stopwatch: Stopwatch, progress: Progress, *, smallest_gain: float
+) -> Choice:
+    """Choose forms by the times of the layers, and revise that by the times of whole networks.
+
+    Two networks are compared with the sparse one first: with the layers rewritten that gain alone, and with all. From the
+    faster one on, the layers of each kind whose own times do not decide are changed together, and a change stays if the network
+    is faster by it (its interval is above 1).
+
+    Args:
+        source: the sparse file.
+        layers: those with more than one form.
+        stopwatch: times networks.
+        progress: told after each comparison.
+        smallest_gain: the share by which a layer's own time must fall, for a start.
+    """
+    search = _Search(source, stopwatch)
+    gaining = {layer.site.name: _form(layer) for layer in layers if _gains(layer, smallest_gain)}
+    everything = {layer.site.name: _form(layer) for layer in layers}
+    kinds = {layer.kind: [other for other in layers if other.kind == layer.kind] for layer in layers}
+    uncertain = [members for members in kinds.values() if members[0].is_uncertain()]
+    total = len(uncertain) + 2
+    progress("timing networks", 0, total)
+    current = search.fastest([{}, gaining, everything])
+    progress("timing networks", 1, total)
+    for index, members in enumerate(uncertain, start=2):
+        changed = dict(current)
+        for layer in members:
+            if changed.pop(layer.site.name, None) is None:
+                changed[layer.site.name] = _form(layer)
+        if search.is_faster(changed, current):
+            current = changed
+        progress("timing networks", index, total)
+    times = search.compare({}, current, rounds=_FINAL_ROUNDS * stopwatch.options.rounds) if current else None
+    progress("timing networks", total, total)
+    remarks = () if times is None or times.intervals[1].low > 1 else (_not_faster(times),)
+    if times is None or remarks:
+        current = {}
+    reasons = {layer.site.name: _reason(layer, current.get(layer.site.name), smallest_gain) for layer in layers}
+    if times is None or remarks:
+        return Choice(forms={}, reasons=reasons, remarks=remarks)
+    return Choice(forms=current, reasons=reasons, speedup=times.speedups[1], interval=times.intervals[1])
+
+
+class _Search:
+    """Whole networks, compared in time."""
+
+    def __init__(self, source: onnx.ModelProto, stopwatch: Stopwatch) -> None:
+        self._source = source
+        self._stopwatch = stopwatch
+
+    def compare(self, *choices: Mapping[str, Form], rounds: int | None = None) -> Times:
+        """Times of the networks with these forms, compared with the first."""
+        models = {str(index): rewritten(self._source, choice) for index, choice in enumerate(choices)}
+        return self._stopwatch.compare(models, rounds=rounds)[0]
+
+    def fastest(self, choices: Sequence[Mapping[str, Form]]) -> Mapping[str, Form]:
+        """Of several choices the fastest; each is timed once, even where two are the same."""
+        distinct = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
+        if len(distinct) == 1:
+            return distinct[0]
+        speedups = self.compare(*distinct).speedups
+        return distinct[max(range(len(distinct)), key=speedups.__getitem__)]
+
+    def is_faster(self, changed: Mapping[str, Form], current: Mapping[str, Form]) -> bool:
+        """Whether a network is faster than another, clear of noise."""
+        return self.compare(current, changed).intervals[1].low > 1
+
+
+def _form(layer: TimedLayer) -> Form:
+    return layer.forms[layer.fastest_other]
+
+
+def _gains(layer: TimedLayer, smallest_gain: float) -> bool:
+    index = layer.fastest_other
+    return layer.times.speedups[index] * (1 - smallest_gain) >= 1 and layer.times.intervals[index].low > 1
+
+
+def _reason(layer: TimedLayer, chosen: Form | None, smallest_gain: float) -> str:
+    index = layer.fastest_other
+    interval = layer.times.intervals[index]
+    alone = f"{layer.times.speedups[index]:.2f}x [{interval.low:.2f}, {interval.high:.2f}] alone as {_form(layer)}"
+    gains = _gains(layer, smallest_gain)
+    if chosen is not None:
+        return f"faster: {alone}" if gains else f"{alone}, and the network is faster with it"
+    return f"{alone}, but the network is not faster with it" if gains else f"not faster: {alone}"
+
+
+def _not_faster(times: Times) -> str:
+    interval = times.intervals[1]
+    return (
+        f"the rewritten network as a whole is not faster than the sparse one: {times.speedups[1]:.2f}x "
+        f"[{interval.low:.2f}, {interval.high:.2f}]"
+    )
