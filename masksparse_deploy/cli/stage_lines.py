@@ -1,10 +1,12 @@
 """What a stage of a chain has found, read back from the artifact it wrote."""
 
 from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, learn_lines, profile_lines, validate_lines
+from masksparse_deploy.cli.render_rewrite import rewrite_lines
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.engine.select import choose_backend
@@ -24,6 +26,8 @@ def stage_lines(job: Job, stage: str) -> list[str]:
         return learn_lines(LearnReport.read(out / "learn.json"))
     if stage == "bake":
         return bake_lines(BakeReport.read(out / "bake.json"))
+    if stage == "rewrite":
+        return rewrite_lines(RewriteReport.read(out / "rewrite.json"))
     if stage == "build":
         _, choice = choose_backend(job.config.engine.backend)
         return engine_lines(EngineArtifact.read(out / "sparse.engine.json"), choice)

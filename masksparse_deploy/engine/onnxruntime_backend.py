@@ -26,6 +26,7 @@ from masksparse_deploy.engine.plans import metadata_path, read_plan
 from masksparse_deploy.engine.processor import available_core_count, processor_facts
 from masksparse_deploy.engine.protocol import Images, Session
 from masksparse_deploy.engine.source import Source, read_source
+from masksparse_deploy.graph.annotations import ROLE, ROLE_REWRITTEN
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import parse_graph
 
@@ -34,6 +35,7 @@ __all__ = ["OnnxRuntimeBackend"]
 _PROVIDERS = ["CPUExecutionProvider"]
 _LOG_FATAL_ONLY = 4
 _NO_KERNELS = "this runtime has no 2:4 kernels: it multiplies the zeros too"
+_REWRITTEN = "this runtime has no 2:4 kernels: rewritten layers leave their zeros out by standard operators"
 _QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
 _INPUT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -96,7 +98,7 @@ class OnnxRuntimeBackend:
             device=processor_facts(),
             layers=_layers(parse_graph(plan, name=str(plan_path)), source),
             exposed=source.exposed,
-            sparse_kernels=_NO_KERNELS,
+            sparse_kernels=_REWRITTEN if source.graph.metadata.get(ROLE) == ROLE_REWRITTEN else _NO_KERNELS,
         )
         artifact.write(metadata_path(folder, name))
         progress(f"build {name}", 2, 2)

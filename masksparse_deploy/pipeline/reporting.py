@@ -35,7 +35,6 @@ REPORTED = (
 # Shown as well where they lie in the folder; no stage of the chain writes them.
 SELECTION = "selection.json"
 UPDATE = "update.json"
-REWRITE = "rewrite.json"
 
 _D = TypeVar("_D", bound=Document)
 
@@ -62,7 +61,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
         update=_read(UpdateReport, folder / UPDATE),
         learn=_read(LearnReport, folder / "learn.json"),
         bake=_read(BakeReport, folder / "bake.json"),
-        rewrite=_read(RewriteReport, folder / REWRITE),
+        rewrite=_read(RewriteReport, folder / "rewrite.json"),
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),
         sparse_engine=_read(EngineArtifact, folder / "sparse.engine.json"),
         profile=_read(ProfileReport, folder / "profile.json"),

@@ -10,6 +10,7 @@ from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.pipeline.baking import bake_model
 from masksparse_deploy.pipeline.job import Job, source_digest
 from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, report_folder
+from masksparse_deploy.pipeline.rewriting import REWRITE, REWRITTEN, built_from, rewrite_job, rewrite_outputs
 
 __all__ = ["STAGES", "Stage"]
 
@@ -92,16 +93,28 @@ def _bake(job: Job, progress: Progress) -> None:
     )
 
 
-def _build_inputs(job: Job) -> dict[str, Any]:
+def _backend_status(job: Job) -> dict[str, Any]:
     from masksparse_deploy.engine.select import choose_backend
 
     backend, _ = choose_backend(job.config.engine.backend)
-    status = backend.status()
+    return backend.status().model_dump(mode="json")
+
+
+def _rewrite_inputs(job: Job) -> dict[str, Any]:
+    return {
+        "sparse": job.digest("sparse.onnx"),
+        "rewrite": _plain(job.config.rewrite),
+        "engine": _plain(job.config.engine),
+        "backend": _backend_status(job),
+    }
+
+
+def _build_inputs(job: Job) -> dict[str, Any]:
     return {
         "dense": job.digest("dense.onnx"),
-        "sparse": job.digest("sparse.onnx"),
+        "sparse": job.digest(built_from(job.out)),
         "engine": _plain(job.config.engine),
-        "backend": status.model_dump(mode="json"),
+        "backend": _backend_status(job),
     }
 
 
@@ -109,8 +122,8 @@ def _build(job: Job, progress: Progress) -> None:
     from masksparse_deploy.engine.select import choose_backend
 
     backend, _ = choose_backend(job.config.engine.backend)
-    for name in ("dense", "sparse"):
-        backend.build(job.out / f"{name}.onnx", job.out, job.config.engine, name=name, progress=progress)
+    for name, source in (("dense", "dense.onnx"), ("sparse", built_from(job.out))):
+        backend.build(job.out / source, job.out, job.config.engine, name=name, progress=progress)
 
 
 def _build_outputs(job: Job) -> tuple[str, ...]:
@@ -177,6 +190,9 @@ def _validate_inputs(job: Job) -> dict[str, Any]:
     engines, models = ["dense.engine.json", "sparse.engine.json"], ["dense.onnx", "sparse.onnx"]
     if job.config.bake.precision != "fp32":
         models += _UNCONVERTED
+    if built_from(job.out) == REWRITTEN:
+        models.append(REWRITTEN)
+    # not rewrite.json: of what it says only the digest of that file is looked at, and its times are others in every run
     files = [*engines, *models, "certificate.json", "probe.safetensors", "bake.json"]
     if job.config.gates.latency_ratio is not None:  # only this gate reads the times, which are others in every run
         files.append("profile.json")
@@ -191,6 +207,7 @@ def _validate_inputs(job: Job) -> dict[str, Any]:
 def _validate(job: Job, progress: Progress) -> None:
     from masksparse_deploy.core.artifacts.baking import BakeReport
     from masksparse_deploy.core.artifacts.certificate import Certificate
+    from masksparse_deploy.core.artifacts.rewriting import RewriteReport
     from masksparse_deploy.core.artifacts.timing import ProfileReport
     from masksparse_deploy.validate.run import validate
 
@@ -204,6 +221,8 @@ def _validate(job: Job, progress: Progress) -> None:
         baked=BakeReport.read(job.out / "bake.json"),
         unconverted=None if job.config.bake.precision == "fp32" else (job.out / _UNCONVERTED[0], job.out / _UNCONVERTED[1]),
         profile=ProfileReport.read(job.out / "profile.json"),
+        rewrite=RewriteReport.read(job.out / REWRITE),
+        rewritten_onnx=job.out / REWRITTEN if built_from(job.out) == REWRITTEN else None,
         samples=job.test,
         gates=job.config.gates,
         engine_options=job.config.engine,
@@ -214,7 +233,7 @@ def _validate(job: Job, progress: Progress) -> None:
 
 
 def _report_inputs(job: Job) -> dict[str, Any]:
-    shown = (*REPORTED, SELECTION) if (job.out / SELECTION).is_file() else REPORTED
+    shown = (*REPORTED, REWRITE, *([SELECTION] if (job.out / SELECTION).is_file() else []))
     return {"files": {name: job.digest(name) for name in shown}, "config": job.config_text}
 
 
@@ -230,6 +249,7 @@ def _fixed(*names: str) -> Callable[[Job], tuple[str, ...]]:
 STAGES = (
     Stage("learn", _fixed("masks.safetensors", "learn.json"), _learn_inputs, _learn),
     Stage("bake", _bake_outputs, _bake_inputs, _bake),
+    Stage("rewrite", rewrite_outputs, _rewrite_inputs, rewrite_job),
     Stage("build", _build_outputs, _build_inputs, _build),
     Stage("profile", _fixed("profile.json"), _profile_inputs, _profile),
     Stage("certify", _fixed("certificate.json"), _certify_inputs, _certify),

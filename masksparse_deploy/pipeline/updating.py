@@ -17,6 +17,7 @@ from masksparse_deploy.core.masks import MaskSet, read_mask_set
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.pipeline.job import Job, source_digest
 from masksparse_deploy.pipeline.reporting import REPORTED, UPDATE, report_folder
+from masksparse_deploy.pipeline.rewriting import REWRITE
 from masksparse_deploy.pipeline.stages import STAGES, Stage
 from masksparse_deploy.pipeline.update_masks import (
     StatisticsSource,
@@ -114,7 +115,7 @@ class Update:
         chain = {stage.name: stage for stage in STAGES}
         return (
             Stage("masks", _named(MASKS), self._masks_inputs, self._masks),
-            *(chain[name] for name in ("bake", "build", "profile", "certify")),
+            *(chain[name] for name in ("bake", "rewrite", "build", "profile", "certify")),
             Stage("compare", _named(AGAINST_MASKED, AGAINST_DENSE), self._compare_inputs, self._compare),
             chain["validate"],
             Stage("update", _named(UPDATE), self._update_inputs, self._update),
@@ -276,7 +277,7 @@ class Update:
         return (report.accuracy if report.data_sha256 == self.job.test.digest else None), None
 
     def _report_inputs(self, job: Job) -> dict[str, Any]:
-        shown = [name for name in (*REPORTED, UPDATE) if (job.out / name).is_file()]
+        shown = [name for name in (*REPORTED, REWRITE, UPDATE) if (job.out / name).is_file()]
         return {"files": {name: job.digest(name) for name in shown}, "config": job.config_text}
 
 
