@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.artifacts.learning import Share
 from masksparse_deploy.core.artifacts.selection import (
     DENSE,
@@ -17,6 +18,7 @@ from masksparse_deploy.core.artifacts.selection import (
     Measured,
     SelectionStep,
 )
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions, SelectOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import make_folder, require_file
@@ -69,7 +71,12 @@ def select(
         ArtifactError: a damaged checkpoint or data set.
         OutputError: `out` cannot be written.
     """
-    pattern = NMPattern.parse(mask_options.pattern)
+    pattern = parse_pattern(mask_options.pattern)
+    if isinstance(pattern, BlockPattern):
+        raise UsageError(
+            f"mask.pattern {pattern} asks for 1xN blocks, and select measures layers under N:M masks, which weights bear "
+            "without training; name the layers to prune in mask.include or mask.exclude, and rewrite chooses by speed"
+        )
     if pattern.n == pattern.m:
         raise UsageError(f"mask.pattern {pattern} keeps every weight, so there is nothing to choose; 2:4 is a sparse pattern")
     make_folder(out)
