@@ -5,7 +5,7 @@
     python tools/block_accuracy.py --results out/accuracy --table
 
 A run trains from the pretrained network, or from fresh weights, answers the test images once at the end, and writes settings
-and counts into a JSON file of its own; if that is there it does nothing. `--table` prints the mean and the standard deviation
+and counts into a JSON file of its own, beside the mask set, which `masksparse bake` takes; if it is there it does nothing. `--table` prints the mean and the standard deviation
 over the seeds. With `--held-out 5000` the last so many training images are judged in place of the test images, and not trained
 on: what settings were chosen by.
 """
@@ -28,6 +28,7 @@ from masksparse_deploy.core.config import MaskOptions, ModelOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.factory import load_factory
 from masksparse_deploy.core.files import canonical_json, make_folder, write_atomic
+from masksparse_deploy.core.masks import MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.assignment import survey_assigned
@@ -37,7 +38,7 @@ from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.mask_rule import Fixed
 from masksparse_deploy.learn.methods import Methods
-from masksparse_deploy.learn.model import load_model
+from masksparse_deploy.learn.model import load_model, state_fingerprint
 from masksparse_deploy.learn.positions.apply import masked_positions
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.requested import requested_pattern
@@ -88,7 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise UsageError(f"{path} holds a run with other settings; move it away, or give another --results")
         print(f"{path} is there already", file=sys.stderr)
         return
-    write_atomic(path, canonical_json(settings | _run(given)))
+    result, masks = _run(given)
+    masks.write(path.with_suffix(".safetensors"))
+    write_atomic(path, canonical_json(settings | result))
     print(path.read_text())
 
 
@@ -128,7 +131,7 @@ def _row(result: dict[str, Any]) -> tuple[str, str]:
     return f"{result['network']}{', held out' if result['held_out'] else ''}", ", ".join(words)
 
 
-def _run(given: argparse.Namespace) -> dict[str, Any]:
+def _run(given: argparse.Namespace) -> tuple[dict[str, Any], MaskSet]:
     model = _model(given)
     train, judged = _images(given)
     options, start = _options(given), time.process_time()
@@ -142,7 +145,15 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     kept, weights = 0, 0
     for mask in outcome.masks.values():
         kept, weights = kept + int(np.count_nonzero(mask.keep)), weights + mask.keep.size
-    return {
+    masks = MaskSet(
+        layers=outcome.masks,
+        source_sha256=state_fingerprint(model),
+        method=given.method,
+        statistics=outcome.statistics,
+        weights=outcome.weights,
+        positions=outcome.positions,
+    )
+    result = {
         "correct": correct,
         "total": len(judged),
         "dense_correct": count_correct(model, judged, batch_size=500),
@@ -153,6 +164,7 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
         "training_cpu_s": round(seconds, 1),
         "torch": torch.__version__,
     }
+    return result, masks
 
 
 def _outcome(method: str, model: nn.Module, train: Samples, options: MaskOptions, out: Path) -> Outcome:
