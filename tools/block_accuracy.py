@@ -5,9 +5,9 @@
     python tools/block_accuracy.py --results out/accuracy --table
 
 A run trains from the pretrained network, or from fresh weights, answers the test images once at the end, and writes settings
-and counts into a JSON file of its own, beside the mask set, which `masksparse bake` takes; if it is there it does nothing. `--table` prints the mean and the standard deviation
-over the seeds. With `--held-out 5000` the last so many training images are judged in place of the test images, and not trained
-on: what settings were chosen by.
+and counts into a JSON file of its own, beside the mask set, which `masksparse bake` takes; if it is there it does nothing.
+`--table` prints the mean and the standard deviation over the seeds. With `--held-out 5000` the last so many training images
+are judged in place of the test images, and not trained on: what settings were chosen by.
 """
 
 import argparse

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.masks import read_mask_set
+from masksparse_deploy.core.samples import Samples
 from tests.models.cifar_resnet import wide_resnet8
 from tools import block_accuracy
 
@@ -71,14 +72,19 @@ def test_a_run_says_all_that_it_depends_on_and_is_not_done_twice(folder: Path, c
 
 
 def test_images_that_are_held_out_are_not_trained_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(block_accuracy, "count_correct", lambda model, samples, *a, **k: seen.append(samples) or 0)
+    seen: list[int] = []
+
+    def count(model: object, samples: Samples, *arguments: object, **options: object) -> int:
+        seen.append(len(samples))
+        return 0
+
+    monkeypatch.setattr(block_accuracy, "count_correct", count)
     given = block_accuracy._parser().parse_args(["--data", str(folder), "--results", str(folder), "--held-out", "32"])
     train, judged = block_accuracy._images(given)
     assert (len(train), len(judged)) == (128, 32)
     assert not (train.images[:, None, 0, 0, :2] == judged.images[None, :, 0, 0, :2]).all(-1).any()
     run(folder, "--method", "dense", "--held-out", "32")
-    assert {len(samples) for samples in seen} == {32}
+    assert set(seen) == {32}
     assert only_result(folder)["kept_share"] == 1
 
 
