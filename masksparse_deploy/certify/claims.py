@@ -26,6 +26,7 @@ __all__ = [
     "data_free_claim",
     "inconclusive_claim",
     "layerwise_claim",
+    "of_masked_positions",
     "sample_claim",
     "smallest",
 ]
@@ -48,6 +49,7 @@ _METHODS = {
     ),
 }
 
+_POSITIONS = "; masked positions as in section 7 of docs/bounds.md"
 _EXACT = "The networks are computed in exact real arithmetic; rounding by an engine comes on top."
 _SLACK = "Bounds are computed in float64 and enlarged by a relative 1e-9 for each operator to allow for its rounding."
 _NORMS = "Convolutions pad with zeros and have inputs of the sizes that the model has for the images of the data set."
@@ -171,6 +173,11 @@ def smallest(claims: Sequence[Claim]) -> str | None:
     """The name of the end-to-end claim with the smallest bound, the first of those that are equal; None if none has a bound."""
     bounds = {claim.name: claim.bound for claim in claims if claim.name in END_TO_END and claim.bound is not None}
     return min(bounds, key=lambda name: bounds[name], default=None)
+
+
+def of_masked_positions(claim: Claim) -> Claim:
+    """The claim about networks of which at least one has masked positions: its method says so."""
+    return claim if claim.bound is None else claim.model_copy(update={"method": claim.method + _POSITIONS})
 
 
 def inconclusive_claim(name: str, detail: str) -> Claim:

@@ -9,6 +9,7 @@ from masksparse_deploy.certify.claims import (
     data_free_claim,
     inconclusive_claim,
     layerwise_claim,
+    of_masked_positions,
     sample_claim,
     smallest,
 )
@@ -89,6 +90,8 @@ def certify_pair(
         layerwise_claim(layers, {} if run is None else run.gains),
         *_end_to_end_claims(pair, run, missing, samples, norms),
     )
+    if pair.dense_masks or pair.sparse_masks:
+        claims = tuple(of_masked_positions(claim) for claim in claims)
     return Certificate.sealed(
         dense_sha256=pair.dense.sha256,
         sparse_sha256=pair.sparse.sha256,

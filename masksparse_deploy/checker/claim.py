@@ -147,7 +147,9 @@ class _Check:
         claim = self._claim
         self._equal("statement", claim.statement, statement)
         self._equal("unit", claim.unit, _UNITS.get(claim.name, "output l2"))
-        self._equal("method", claim.method, texts.method_of(claim.name))
+        setting = self._evidence.setting
+        has_masks = setting is not None and setting.pair.has_masks
+        self._equal("method", claim.method, texts.method_of(claim.name, has_masks=has_masks))
         self._equal("assumptions", claim.assumptions, assumptions)
 
     def _end_to_end(self, *, remark: bool) -> None:

@@ -51,6 +51,8 @@ class Walk:
     def step(self, node: onnx.NodeProto) -> Array:
         """Compute the next node; drops what no later one reads."""
         result = apply_exactly(node, self.inputs(node), opset=self._network.opset)
+        if node.output[0] in self._network.masks:
+            result = self._network.masks[node.output[0]].apply(result)
         self.values[node.output[0]] = result
         for name in node.input:
             self._readers[name] -= 1

@@ -85,6 +85,9 @@ def check_layer(recorded: LayerRecord, setting: Setting) -> list[Finding]:
 
 
 def _bias_difference(pair: Pair, node: onnx.NodeProto, channels: int) -> float:
+    parts = pair.parts(node)
+    if parts is not None:  # the largest over positions
+        return max(float(np.sqrt(np.square(part.offset).sum())) for part in parts)
     biases = pair.biases(node)
     if biases is None:
         return 0.0

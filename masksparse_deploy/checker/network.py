@@ -18,6 +18,7 @@ import onnx.shape_inference
 from masksparse_deploy.checker.document import canonical_json
 from masksparse_deploy.checker.errors import CheckerError, DamagedError, UsageError
 from masksparse_deploy.checker.operators import apply
+from masksparse_deploy.checker.positions import Masked, taken_out
 
 __all__ = ["Network", "attributes_of", "is_floating", "read_by", "read_network", "shapes_of"]
 
@@ -39,10 +40,12 @@ class Network:
         path: of the file, for messages.
         model: the file's model, local functions inlined.
         sha256: digest of the file; with weights in other files, of the JSON object of both (docs/check.md).
-        nodes: the operators in order, without Constant nodes and those that only give a constant another form; all have names.
+        nodes: the operators in order, without Constant nodes, those that only give a constant another form and those that mask
+            positions; all have names.
         constants: what the nodes read that does not depend on the input, in the type in which it arrives.
         stored: for each of `constants` the name in the file of the initializer or Constant that it comes from.
         masked: names of nodes that are annotated with a pattern.
+        masks: masked positions of convolutions, by the name of their output.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class Network:
     constants: Mapping[str, Array]
     stored: Mapping[str, str]
     masked: frozenset[str]
+    masks: Mapping[str, Masked]
 
     @property
     def inputs(self) -> tuple[onnx.ValueInfoProto, ...]:
@@ -206,7 +210,9 @@ def _network(path: Path, model: onnx.ModelProto, sha256: str) -> Network:
             stored[node.output[0]] = stored[node.input[0]]
         else:
             nodes.append(node)
-    read = {name for node in nodes for name in read_by(node)} | {value.name for value in model.graph.output}
+    outputs = {value.name for value in model.graph.output}
+    nodes, masks = taken_out(nodes, constants, outputs)
+    read = {name for node in nodes for name in read_by(node)} | outputs
     return Network(
         path=path,
         model=model,
@@ -215,6 +221,7 @@ def _network(path: Path, model: onnx.ModelProto, sha256: str) -> Network:
         constants={name: array for name, array in constants.items() if name in read},
         stored=stored,
         masked=frozenset(node.name for node in nodes if any(entry.key == _PATTERN for entry in node.metadata_props)),
+        masks=masks,
     )
 
 

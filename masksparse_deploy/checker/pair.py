@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from masksparse_deploy.checker.network import Network, is_floating, read_by
+from masksparse_deploy.checker.positions import Masked, Part, parts_of
 
 __all__ = ["LAYERS", "Pair", "structural_difference"]
 
@@ -37,14 +38,29 @@ class Pair:
             return None
         return self.dense.constants[name].astype(np.float64), self.sparse.constants[name].astype(np.float64)
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether positions are masked in either file."""
+        return bool(self.dense.masks or self.sparse.masks)
+
+    def parts(self, node: onnx.NodeProto) -> list[Part] | None:
+        """What the outputs of `node` differ by at which positions; None where both files compute all of them."""
+        masks = self.masks(node)
+        return None if masks == (None, None) else parts_of(self.weights(node), self.biases(node), masks)
+
+    def masks(self, node: onnx.NodeProto) -> tuple[Masked | None, Masked | None]:
+        """The masked positions of `node` in the two files."""
+        return self.dense.masks.get(node.output[0]), self.sparse.masks.get(node.output[0])
+
     def differs(self, node: onnx.NodeProto) -> bool:
-        """Whether `node` reads a constant that has another value in the sparse file."""
+        """Whether `node` reads a constant that has another value in the sparse file, or masked positions make a difference."""
         dense, sparse = self.dense.constants, self.sparse.constants
-        return any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.input)
+        changed = any(name in dense and not np.array_equal(dense[name], sparse[name]) for name in node.input)
+        return changed or any(part.weight.any() or part.offset.any() for part in self.parts(node) or ())
 
     @cached_property
     def masked_layers(self) -> tuple[onnx.NodeProto, ...]:
-        """Layers with a constant weight that differ or are annotated as masked, in graph order."""
+        """Layers with a constant weight that differ, are annotated as masked or have masked positions, in graph order."""
         return tuple(
             node
             for node in self.sparse.nodes
@@ -52,7 +68,7 @@ class Pair:
             and not node.domain
             and len(node.input) > 1
             and node.input[1] in self.sparse.constants
-            and (node.name in self.sparse.masked or self.differs(node))
+            and (node.name in self.sparse.masked or self.masks(node) != (None, None) or self.differs(node))
         )
 
 

@@ -84,6 +84,8 @@ def at_zero(node: onnx.NodeProto, around: Surroundings) -> Array:
         for name in node.input
     ]
     result = apply_exactly(node, inputs, opset=around.network.opset)
+    if node.output[0] in around.network.masks:
+        result = around.network.masks[node.output[0]].apply(result)
     if result.shape[:1] != (count,):
         raise NoRuleError(f"{node.op_type} across samples")
     around.at_zero[node.output[0]] = result[0]

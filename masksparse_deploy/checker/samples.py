@@ -166,6 +166,8 @@ class _Step:
         except NoRuleError as error:
             self._into.missing.add(str(error))
             return None
+        if node.output[0] in self._setting.pair.sparse.masks:  # what it holds there depends on nothing
+            elements = elements * self._setting.pair.sparse.masks[node.output[0]].kept
         l2 = self._combined(rule, inputs)
         if change is not None:
             elements = elements + np.abs(change)
@@ -202,9 +204,16 @@ class _Step:
         bare = onnx.NodeProto()
         bare.CopyFrom(node)
         del bare.input[2:]
-        linear = apply_exactly(bare, [x, dense - sparse], opset=opset)
+        parts = pair.parts(node)
+        if parts is None:
+            linear = apply_exactly(bare, [x, dense - sparse], opset=opset)
+        else:
+            moved = [apply_exactly(bare, [x, part.weight], opset=opset) * part.region for part in parts]
+            linear = np.asarray(sum(moved))
         size = _norms(x)
         self._into.gains[node.name] = np.divide(_norms(linear), size, out=np.zeros_like(size), where=size > 0)
+        if parts is not None:
+            return np.asarray(linear + sum(part.offset[:, None, None] * part.region for part in parts))
         return linear if biases is None else apply_exactly(node, [x, dense - sparse, biases[0] - biases[1]], opset=opset)
 
     def _add_from_norms(self, l2: dict[str, Array]) -> None:

@@ -14,6 +14,7 @@ from masksparse_deploy.checker.gates import Gates
 from masksparse_deploy.checker.network import Network, attributes_of
 from masksparse_deploy.checker.norms import Geometry, Norm, convolution_norm, matrix_norm
 from masksparse_deploy.checker.pair import Pair
+from masksparse_deploy.checker.positions import norm_at, parts_of, root_of_squares
 from masksparse_deploy.checker.rules import NoRuleError, Surroundings
 
 __all__ = ["LayerNorms", "Setting", "Which"]
@@ -36,7 +37,9 @@ class LayerNorms:
     def norm(self, node: onnx.NodeProto, which: Which) -> Norm:
         """The bound for one layer; raises NoRuleError where there is none, KeyError where its input's shape is not known."""
         key = node.output[0], which
-        if key not in self._known:
+        if key not in self._known and which in ("difference", "removed") and self._pair.parts(node) is not None:
+            self._known[key] = self._of_parts(node, which)
+        elif key not in self._known:
             dense, sparse = self._pair.weights(node)
             weights: Mapping[Which, Array] = {
                 "dense": dense,
@@ -50,6 +53,18 @@ class LayerNorms:
                 self._by_content[content] = self._norm(node, weights[which])
             self._known[key] = self._by_content[content]
         return self._known[key]
+
+    def _of_parts(self, node: onnx.NodeProto, which: Which) -> Norm:
+        """Of what differs where positions are masked in one file or in both."""
+        dense, sparse = self._pair.weights(node)
+        other = np.where(sparse != 0, dense, 0.0) if which == "removed" else sparse
+        size = self._shapes[node.input[0]][1:]
+        norms = [
+            norm_at(part.weight, part.region, self._norm(node, part.weight), self._geometry(node, size, part.weight.shape[2:]))
+            for part in parts_of((dense, other), None, self._pair.masks(node))
+            if part.weight.any()
+        ]
+        return root_of_squares(norms) if norms else self._norm(node, np.zeros_like(dense))
 
     def _norm(self, node: onnx.NodeProto, weight: Array) -> Norm:
         attributes = attributes_of(node)

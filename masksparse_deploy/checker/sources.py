@@ -1,6 +1,6 @@
 """What a certificate is checked against: the two files and the images, with what has been computed from them so far."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ class Sources:
         self.progress: Progress = progress or _silent
         self.obstacle = structural_difference(self.pair) or _unusable(self.pair)
         self._shapes = {} if self.obstacle else shapes_of(self.pair.dense, _image_shape(self.pair.dense, images))
+        self.obstacle = self.obstacle or _misfit(self.pair, self._shapes)
         self._settings: dict[int, Setting] = {}
         self._runs: dict[tuple[int, int], Propagated] = {}
 
@@ -74,10 +75,22 @@ def _unusable(pair: Pair) -> str | None:
         return f"{len(network.inputs)} inputs and {len(network.outputs)} outputs, where a certificate is about one of each"
     weights = {name for node in network.nodes if node.op_type != "Clip" for name in node.input}
     for side in (pair.dense, pair.sparse):
+        for name, masked in side.masks.items():
+            if not np.isfinite(masked.held).all():
+                return f"masked positions of {name!r} hold NaN or infinite values in {side.path}"
         for name in sorted(weights & side.constants.keys()):
             array = side.constants[name]
             if is_floating(array) and not np.isfinite(array.astype(np.float64)).all():
                 return f"{name!r} holds NaN or infinite values in {side.path}"
+    return None
+
+
+def _misfit(pair: Pair, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """A mask of another size than the output it is for: Where would broadcast it, or fail."""
+    for side in (pair.dense, pair.sparse):
+        for name, masked in side.masks.items():
+            if name in shapes and masked.kept.shape != shapes[name][1:]:
+                return f"the mask of {name!r} has {masked.kept.shape} positions, the tensor has {shapes[name][1:]}"
     return None
 
 

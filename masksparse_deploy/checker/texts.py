@@ -52,9 +52,9 @@ def rounded_up(value: float) -> str:
     return f"{float(up):.6g}"
 
 
-def method_of(claim: str) -> str:
-    """How the bound of a claim is computed."""
-    return _METHODS[claim]
+def method_of(claim: str, *, has_masks: bool = False) -> str:
+    """How the bound of a claim is computed, about two files or about two of which one masks positions."""
+    return _METHODS[claim] + ("; masked positions as in section 7 of docs/bounds.md" if has_masks else "")
 
 
 def assumptions_of(claim: str, data_sha256: str, *, radius: str = "", count: int | None = 0) -> tuple[str, ...]:

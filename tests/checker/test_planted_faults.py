@@ -37,7 +37,7 @@ def test_norms_that_are_a_per_mille_too_small(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_forgotten_difference_of_biases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "_bias_difference", lambda dense, sparse, channels: 0.0)
+    monkeypatch.setattr(layers, "_bias_difference", lambda dense, sparse, positions, channels: 0.0)
     assert found_wrong(tmp_path, biased_pair()) == {("layer", "bias_difference")}
 
 

@@ -37,6 +37,11 @@ class LayerBound(Record):
     with `bias_difference` = ||b - b~||. All norms are l2, unit-free.
     `removed_norm` bounds the operator norm of (1 - keep) K, what masking alone removes; it equals `difference_norm` when
     neither weights nor batch-norm statistics are new. `method` names the bound of docs/bounds.md that gave the minimum.
+
+    Where positions of a layer are masked, the two sides are what `node` and the Where behind it give together, the tensor that
+    is called as the output of `node` in the file without masks: at a position that one file does not compute, `difference_norm`
+    and `removed_norm` count the other's whole kernel, and `bias_difference` is the largest over positions. `dense_norm` and
+    `sparse_norm` are of the kernels everywhere.
     """
 
     layer: str
