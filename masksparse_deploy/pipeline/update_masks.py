@@ -83,7 +83,7 @@ def carried_over(
         assert train is not None, "images to estimate statistics on"
         network = permute(model, masks.permutations) if masks.permutations else model
         reestimated = Reestimated(
-            inner=Given(outcome=Outcome(masks=masks.layers)),
+            inner=Given(outcome=Outcome(masks=masks.layers, positions=masks.positions)),
             calibration_count=options.calibration_count,
             batch_size=options.batch_size,
             augment=options.augment,
