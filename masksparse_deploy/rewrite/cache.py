@@ -16,7 +16,7 @@ from masksparse_deploy.core.files import canonical_json, output_error, sha256_by
 __all__ = ["TimeStore", "Times", "time_key"]
 
 # Contents of larger constants do not change how long an operator takes, those of smaller ones (shapes, axes) do.
-_LARGEST_PARAMETER = 64
+_LARGEST_PARAMETER = 16
 
 
 class Times(Record):

@@ -1,5 +1,6 @@
 """The rewrite stage: a sparse file in a form that the runtime of this machine runs faster, and the report of it."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.graph.annotations import ROLE, ROLE_REWRITTEN
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import parse_graph, read_graph
+from masksparse_deploy.profiling.sampling import Clock
 from masksparse_deploy.rewrite.cache import TimeStore
 from masksparse_deploy.rewrite.choose import Choice, TimedLayer, choose_forms
 from masksparse_deploy.rewrite.forms import DENSE, forms_of, rewritten
@@ -42,6 +44,7 @@ def rewrite(
     *,
     out: Path,
     backend: Backend | None = None,
+    clock: Clock = time.perf_counter,
     progress: Progress = silent,
 ) -> RewriteReport:
     """Time the forms of every layer on this machine and write the file with the fastest ones, if it is faster as a whole.
@@ -53,6 +56,7 @@ def rewrite(
         out: folder for rewritten.onnx, if one is written, rewrite.json and, unless `options.cache` says otherwise, the times;
             a rewritten.onnx of an earlier run is removed where none is written.
         backend: builds and runs the engines; that of `engine_options` by default.
+        clock: seconds, as time.perf_counter.
         progress: told after each layer and each network that was timed.
 
     Returns:
@@ -70,7 +74,9 @@ def rewrite(
     sites = find_sites(graph)
     backend = backend or choose_backend(engine_options.backend)[0]
     store = TimeStore(Path(options.cache) if options.cache is not None else make_folder(out) / CACHE_NAME)
-    stopwatch = Stopwatch(backend=backend, engine_options=engine_options, options=options, store=store, status=backend.status())
+    stopwatch = Stopwatch(
+        backend=backend, engine_options=engine_options, options=options, store=store, status=backend.status(), clock=clock
+    )
     run = _Run(graph, sparse_path, sites, options, stopwatch, progress)
     return run.write(out)
 

@@ -10,8 +10,8 @@ from onnx import helper, numpy_helper
 
 from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.graph.reader import parse_graph
-from masksparse_deploy.rewrite.blocks.gather import gather_blocks
 from masksparse_deploy.rewrite import verify
+from masksparse_deploy.rewrite.blocks.gather import gather_blocks
 from tests.rewrite.models import Array, residual_blocks
 
 HALF = BlockPattern(n=4, rate=0.5)
