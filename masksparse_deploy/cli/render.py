@@ -123,6 +123,11 @@ def bake_lines(report: BakeReport) -> list[str]:
     lines = [head + (f", {len(broken)} do not" if broken else ", none lost")]
     if report.weights_updated:
         lines.append("sparse.onnx has the new weights, dense.onnx those of the trained network")
+    if report.positions:
+        count, kept = (sum(getattr(row, name) for row in report.positions) for name in ("position_count", "kept_count"))
+        several = f"{len(report.positions)} convolutions compute"
+        computing = "1 convolution computes" if len(report.positions) == 1 else several
+        lines.append(f"{computing} {kept:,} of {count:,} output positions ({_percent(kept / count)})")
     if report.padded:
         lines.append(_padding_line(report.padded))
     if report.ranges:

@@ -21,6 +21,7 @@ from masksparse_deploy.report.plots import (
     sensitivity_plot,
     speedup_plot,
 )
+from masksparse_deploy.report.position_pictures import position_pictures
 from masksparse_deploy.report.rewrite_plot import rewrite_plot
 
 __all__ = ["REPORT_NAME", "render_report", "write_report"]
@@ -61,6 +62,7 @@ def render_report(inputs: ReportInputs) -> str:
         inputs=inputs,
         headline=make_headline(inputs),
         digests=list(_digests(inputs)),
+        pictures=position_pictures(inputs.bake.positions) if inputs.bake is not None else (),
         plots={plot.identifier: plot for plot in _plots(inputs)},
         style=style,
         plotly_js=plotly_offline.get_plotlyjs(),

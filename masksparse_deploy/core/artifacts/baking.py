@@ -98,6 +98,18 @@ class BakedPositions(Record):
     keep: str
     mac_count: int | None
 
+    @property
+    def position_count(self) -> int:
+        """How many positions the output has."""
+        return self.height * self.width
+
+    @property
+    def dropped_mac_count(self) -> int | None:
+        """How many multiply-accumulates are left out for one sample; None where the file does not tell the shapes."""
+        if self.mac_count is None:
+            return None
+        return self.mac_count // self.position_count * (self.position_count - self.kept_count)
+
 
 class BakeReport(Document):
     """The dense twin, the sparse file and what is in them.
@@ -199,8 +211,8 @@ class LintReport(Document):
 
     `findings` are claims of the file as a whole that do not hold, and sparse layers that are not transposable where the user
     demanded it; `remarks` what else should be known about all its layers.
-    `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast, and dropped positions took no
-    time; None if unknown.
+    `amdahl_limit` is the whole file's speedup if every conforming layer ran 1/density times as fast, and dropped positions took
+    no time; None if unknown.
     """
 
     kind: ClassVar[str] = "lint report"
