@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx
 
 from masksparse_deploy.graph.layers import Scope
-from masksparse_deploy.graph.model import Array, Graph, Node
+from masksparse_deploy.graph.model import Array, Graph, Node, WeightedLayer
 
 __all__ = ["Held", "Trace", "same_array", "same_attributes"]
 
@@ -19,10 +19,19 @@ CHANNEL_AXIS = 1
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """Channels of a tensor of the sparse file, in an order; `channels` None for the tensor as it is."""
+    """Channels of a tensor of the sparse file, in an order, at every so many positions along height and width.
+
+    `channels` None and `strides` of 1 for the tensor as it is.
+    """
 
     tensor: str
     channels: npt.NDArray[np.int64] | None = None
+    strides: tuple[int, ...] = (1, 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the tensor as it is."""
+        return self.channels is None and max(self.strides) == 1
 
 
 class Trace:
@@ -34,7 +43,10 @@ class Trace:
         held: name of a tensor of the rewritten file -> what it holds.
         producers: name of a tensor of the sparse file -> the operator that computes it.
         findings: differences, in words.
-        helpers: operators of the rewritten file that select what others read: tensor -> whether anything reads it.
+        helpers: operators of the rewritten file that select what others read, and parts of layers: tensor -> whether anything
+            reads it.
+        parts: convolutions of the rewritten file of which a layer is made, by the tensor that each computes: what it reads,
+            and the convolution.
     """
 
     def __init__(self, sparse: Graph, rewritten: Graph) -> None:
@@ -44,6 +56,7 @@ class Trace:
         self.producers: Mapping[str, Node] = {name: node for node in sparse.nodes for name in node.outputs if name}
         self.findings: list[str] = []
         self.helpers: dict[str, bool] = {}
+        self.parts: dict[str, tuple[Held, WeightedLayer]] = {}
 
     @cached_property
     def scopes(self) -> tuple[Scope, Scope]:

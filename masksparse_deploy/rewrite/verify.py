@@ -6,13 +6,14 @@ sparse file's, bit for bit.
 """
 
 from masksparse_deploy.graph.model import Body, Graph, Node
-from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection
+from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection, read_subsampling
+from masksparse_deploy.rewrite.blocks.read_parts import read_parts
 from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
 
 __all__ = ["differences"]
 
 # Each reads an operator of the rewritten file that is not simply the sparse file's, and returns whether it knows it.
-_READERS = (read_selection, read_convolution)
+_READERS = (read_selection, read_subsampling, read_convolution, read_parts)
 
 
 def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
@@ -34,7 +35,7 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
     computed = {name for node in rewritten.nodes for name in node.outputs}
     missing = [node for node in sparse.nodes if not computed.issuperset(filter(None, node.outputs))]
     trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
-    trace.findings += [f"{name} is selected, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
+    trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
     trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
     trace.findings += _captured_findings(sparse, rewritten)
     return tuple(trace.findings)
@@ -55,7 +56,7 @@ def _same_input(trace: Trace, found: str, name: str) -> bool:
     if expected is not None or constant is not None:
         return expected is not None and constant is not None and same_array(expected, constant)
     held = trace.held.get(found)
-    return found == name == "" or (held is not None and held.tensor == name and held.channels is None)
+    return found == name == "" or (held is not None and held.tensor == name and held.is_whole)
 
 
 def _unknown(trace: Trace, node: Node) -> str:

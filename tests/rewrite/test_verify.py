@@ -142,7 +142,7 @@ FAULTS = [
     (twice_a_channel, "Conv conv1: group 0 reads a channel twice"),
     (extra_relu, "Relu more is not in the sparse file, and is no known part of a rewritten layer"),
     (extra_scale, "Relu between is not in the sparse file"),
-    (unused_gather, "more is selected, but nothing reads it"),
+    (unused_gather, "more is computed, but nothing reads it"),
     (another_activation, "Tanh add.relu is not Relu add.relu of the sparse file"),
     (change_stem, "Conv stem: its weights are not the sparse file's, in 16 of 16 output channels"),
     (swapped_operands, "Add add is not Add add of the sparse file"),

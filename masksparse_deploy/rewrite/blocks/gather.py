@@ -4,6 +4,7 @@ Standard ONNX operators that compute exactly the same function: only products wi
 """
 
 from collections.abc import Collection
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -13,50 +14,58 @@ from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.rewrite.blocks.layout import block_size_of, group_layout
+from masksparse_deploy.rewrite.blocks.parts import compute_in_parts
+from masksparse_deploy.rewrite.blocks.select import Selection
 from masksparse_deploy.rewrite.names import Names, add_constant
 
 __all__ = ["gather_blocks"]
 
-_CHANNEL_AXIS = 1
 # Annotations that hold for the dense weight with its zeros, not for the weights of the groups.
 _OF_DENSE_WEIGHT = (keys.PATTERN, keys.GROUP_AXIS, keys.MASK_SHA256, keys.DENSITY)
 
 
-def gather_blocks(model: ir.Model, layers: Collection[str], *, multiple: int = 1, smallest_group: int = 1) -> None:
+def gather_blocks(
+    model: ir.Model, layers: Collection[str], *, multiple: int = 1, smallest_group: int = 1, part_count: int = 1
+) -> None:
     """Bring 1xN convolutions into groups over gathered channels, in place; names of tensors, nodes and biases stay.
 
     Layers that read the same channels of the same tensor share the Gather. Where the channels are all of the tensor's in their
-    order there is none, and where they are consecutive it is a Slice.
+    order there is none, and where they are consecutive it is a Slice. Strided 1x1 convolutions gather only the positions that
+    they read.
 
     Args:
         model: the sparse file.
         layers: names of Conv nodes of the main graph for which `blocks.find.find_blocks` names no obstacle.
         multiple: the channels that a group reads are filled up to a multiple of it, with weights of zero.
         smallest_group: groups of fewer output channels are joined until they have so many, if that divides them.
+        part_count: layers are computed in so many parts, a Gather and a Conv each, or as many as they have groups. The layer's
+            name is then that of the Concat of their outputs.
     """
-    graph = model.graph
-    names = Names(graph)
-    shared: dict[tuple[str, bytes], ir.Value] = {}
-    for node in list(graph):
+    names = Names(model.graph)
+    selection = Selection(names)
+    for node in list(model.graph):
         if node.name not in layers:
             continue
-        source, stored = node.inputs[0], node.inputs[1]
-        assert source is not None and stored is not None
+        stored = node.inputs[1]
+        assert stored is not None
         tensor = ir.convenience.get_const_tensor(stored)
         assert tensor is not None
         weight = tensor.numpy()
         layout = group_layout(weight, joined_size(block_size(node, weight), len(weight), smallest_group), multiple=multiple)
-        flat = layout.channels.reshape(-1)
-        key = source.name or "", flat.tobytes()
-        if key not in shared:
-            shared[key] = _selected(names, node, source, flat, weight.shape[1])
-        grouped = add_constant(graph, names, f"{stored.name}/groups", layout.weight, dtype=tensor.dtype)
-        node.replace_input_with(0, shared[key])
-        node.replace_input_with(1, grouped)
-        node.attributes["group"] = ir.AttrInt64("group", layout.group_count)
         for annotation in _OF_DENSE_WEIGHT:
             node.metadata_props.pop(annotation, None)
-        _forget(graph, stored)
+        constants = [value for value in node.inputs[1:] if value is not None]
+        select = partial(selection.channels, node, selection.positions(node), weight.shape[1])
+        parts = min(part_count, layout.group_count) if _is_known(constants[-1]) else 1
+        if parts > 1:
+            compute_in_parts(names, node, layout, parts, select)
+        else:
+            grouped = add_constant(model.graph, names, f"{stored.name}/groups", layout.weight, dtype=tensor.dtype)
+            node.replace_input_with(0, select(str(node.name), layout.channels.reshape(-1)))
+            node.replace_input_with(1, grouped)
+            node.attributes["group"] = ir.AttrInt64("group", layout.group_count)
+        for value in constants:
+            _forget(model.graph, value)
 
 
 def block_size(node: ir.Node, weight: npt.NDArray[np.generic]) -> int:
@@ -74,29 +83,8 @@ def joined_size(n: int, out_channels: int, smallest: int) -> int:
     return next(joined, n)
 
 
-def _selected(names: Names, node: ir.Node, source: ir.Value, channels: npt.NDArray[np.int64], channel_count: int) -> ir.Value:
-    """The tensor that holds `channels` of `source`, in their order."""
-    graph = node.graph
-    assert isinstance(graph, ir.Graph)
-    count, first = len(channels), int(channels[0])
-    stem = f"{node.name}/channels"
-    consecutive = np.array_equal(channels, np.arange(first, first + count))
-    if consecutive and count == channel_count:
-        return source
-    if consecutive:
-        bounds = (np.array([value]) for value in (first, first + count, _CHANNEL_AXIS))
-        words = ("start", "end", "axis")
-        parameters = [add_constant(graph, names, f"{stem}/{word}", array) for word, array in zip(words, bounds, strict=True)]
-        selection = ir.node("Slice", [source, *parameters], name=names.unused(stem))
-    else:
-        indices = add_constant(graph, names, f"{stem}/indices", channels)
-        selection = ir.node("Gather", [source, indices], {"axis": _CHANNEL_AXIS}, name=names.unused(stem))
-    (selected,) = selection.outputs
-    selected.name, selected.type = names.unused(f"{source.name}/{node.name}/channels"), source.type
-    if source.shape is not None:
-        selected.shape = ir.Shape([count if axis == _CHANNEL_AXIS else length for axis, length in enumerate(source.shape)])
-    graph.insert_before(node, selection)
-    return selected
+def _is_known(value: ir.Value) -> bool:
+    return ir.convenience.get_const_tensor(value) is not None
 
 
 def _forget(graph: ir.Graph, value: ir.Value) -> None:

@@ -7,7 +7,7 @@ from masksparse_deploy.graph.model import Node, WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
 from masksparse_deploy.rewrite.trace import CHANNEL_AXIS, Held, Trace, same_array, same_attributes
 
-__all__ = ["read_convolution", "read_selection"]
+__all__ = ["held_channels", "read_convolution", "read_selection", "read_subsampling", "wrong_setting", "wrong_weights"]
 
 
 def read_selection(trace: Trace, node: Node) -> bool:
@@ -19,8 +19,22 @@ def read_selection(trace: Trace, node: Node) -> bool:
     if source is None or places is None:
         return False
     (name,) = node.outputs
-    trace.held[name] = Held(source.tensor, places)
+    trace.held[name] = Held(source.tensor, places, source.strides)
     trace.helpers[name] = False
+    return True
+
+
+def read_subsampling(trace: Trace, node: Node) -> bool:
+    """An average over windows of one position each, every so many positions, whose result the sparse file does not have."""
+    if node.domain or node.op != "AveragePool" or node.outputs[0] in trace.producers:
+        return False
+    source = trace.read(node.inputs[0])
+    # windows of one position without padding: nothing else may be said of them
+    if source is None or node.attributes.keys() != {"kernel_shape", "strides"} or set(node.attributes["kernel_shape"]) != {1}:
+        return False
+    strides = zip(source.strides, node.attributes["strides"], strict=True)
+    trace.held[node.outputs[0]] = Held(source.tensor, source.channels, tuple(one * other for one, other in strides))
+    trace.helpers[node.outputs[0]] = False
     return True
 
 
@@ -65,24 +79,41 @@ def _places(trace: Trace, node: Node, source: Held | None) -> npt.NDArray[np.int
 
 def _wrong(trace: Trace, source: Held, dense: WeightedLayer, grouped: WeightedLayer) -> str:
     """What makes the convolution another one than the sparse file's; empty if nothing does."""
+    wrong = wrong_setting(source, dense, grouped)
+    if wrong:
+        return wrong
+    if grouped.bias is not None and dense.bias is not None and not same_array(grouped.bias, dense.bias):
+        return "it has another bias"
+    return wrong_weights(held_channels(trace, source), dense.weight, grouped.weight, grouped.groups)
+
+
+def wrong_setting(source: Held, dense: WeightedLayer, grouped: WeightedLayer) -> str:
+    """What is wrong with a convolution over channels that are held, or with a part of one, besides its constants."""
     if source.tensor != dense.node.inputs[0]:
         return f"it reads {source.tensor}, in the sparse file {dense.node.inputs[0]}"
     if dense.groups != 1:
         return "it has groups in the sparse file already, and is another one here"
-    if not same_attributes(grouped.node.attributes, dense.node.attributes, but=("group",)):
-        return f"it has the attributes {dict(grouped.node.attributes)}, in the sparse file {dict(dense.node.attributes)}"
+    found, expected = grouped.node.attributes, dense.node.attributes
+    strides = tuple(one * other for one, other in zip(source.strides, found.get("strides", (1, 1)), strict=True))
+    if not same_attributes(found, expected, but=("group", "strides")) or strides != tuple(expected.get("strides", (1, 1))):
+        return f"it has the attributes {dict(found)}, in the sparse file {dict(expected)}"
+    is_padded = any(expected.get("pads", ())) or expected.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
+    if max(source.strides) > 1 and (is_padded or set(dense.weight.shape[2:]) != {1}):
+        return "its windows need positions that it does not read"
     if (grouped.bias is None) != (dense.bias is None):
         return "it has a bias in one of the files only"
-    if grouped.bias is not None and dense.bias is not None and not same_array(grouped.bias, dense.bias):
-        return "it has another bias"
-    channels = np.arange(trace.channel_count(source.tensor) or 0) if source.channels is None else source.channels
-    return _wrong_weights(channels, dense.weight, grouped.weight, grouped.groups)
+    return ""
 
 
-def _wrong_weights(
+def held_channels(trace: Trace, held: Held) -> npt.NDArray[np.int64]:
+    """The channels of the sparse file's tensor that are held."""
+    return np.arange(trace.channel_count(held.tensor) or 0) if held.channels is None else held.channels
+
+
+def wrong_weights(
     channels: npt.NDArray[np.int64], dense: npt.NDArray[np.generic], grouped: npt.NDArray[np.generic], groups: int
 ) -> str:
-    """Put the dense weight together from the groups' and compare them."""
+    """Put the dense weight together from the groups' and compare them: what is wrong, empty if nothing is."""
     out_channels, read = grouped.shape[:2]
     expected = (*dense.shape[:1], read, *dense.shape[2:])
     if grouped.shape != expected or grouped.dtype != dense.dtype or out_channels % groups or len(channels) != groups * read:
