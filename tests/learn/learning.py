@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
+from masksparse_deploy.core.any_pattern import Pattern, parse_pattern
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.masks import fingerprint
 from masksparse_deploy.core.patterns import NMPattern
@@ -13,6 +13,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.attach import Method
 from masksparse_deploy.learn.dynamic import SparseTraining
+from masksparse_deploy.learn.dynamic.sparse_training import TrainingMethod
 from masksparse_deploy.learn.eligibility import EligibleLayer, survey_layers
 from masksparse_deploy.learn.learned import Learned
 from masksparse_deploy.learn.probe import probe_model
@@ -25,7 +26,7 @@ OPTIONS = MaskOptions(epochs=3, batch_size=32, augment="shift-mirror", device="c
 TRAIN = labelled_by_network(96, seed=1)
 
 
-def layers(model: nn.Module, pattern: NMPattern = PATTERN) -> tuple[EligibleLayer, ...]:
+def layers(model: nn.Module, pattern: Pattern = PATTERN) -> tuple[EligibleLayer, ...]:
     return survey_layers(model, probe_model(model, (3, 8, 8)), pattern=pattern).eligible
 
 
@@ -33,7 +34,7 @@ def run(
     checkpoint: Path,
     change: Mapping[str, object] | None = None,
     *,
-    method: Method | Literal["sparse-training"] = "scores",
+    method: Method | TrainingMethod = "scores",
     model: nn.Module | None = None,
     train: Samples = TRAIN,
     log_folder: Path | None = None,
@@ -41,9 +42,11 @@ def run(
 ) -> Outcome:
     model = model or tiny_cnn()
     options = OPTIONS.model_copy(update=change or {})
-    eligible = layers(model, NMPattern.parse(options.pattern))
-    if method == "sparse-training":
-        training = SparseTraining(options=options, checkpoint=checkpoint, log_folder=log_folder, progress=progress)
+    eligible = layers(model, parse_pattern(options.pattern))
+    if method != "scores" and method != "gumbel":
+        training = SparseTraining(
+            options=options, method=method, checkpoint=checkpoint, log_folder=log_folder, progress=progress
+        )
         return training.sparsify(model, eligible, train)
     learned = Learned(options=options, method=method, checkpoint=checkpoint, log_folder=log_folder, progress=progress)
     return learned.sparsify(model, eligible, train)
