@@ -59,6 +59,7 @@ _VARIED = (
     "position_rate",
     "position_maps",
     "position_selection",
+    "position_ramp_end",
     "initialization",
     "criterion",
     "learning_rate",

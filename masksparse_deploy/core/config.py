@@ -137,6 +137,12 @@ class MaskOptions(Options):
     position_selection: Literal["held-out", "training-loss"] = _option(
         "held-out", "how the map of positions is chosen: best of several on images held out, or the step of the lowest loss"
     )
+    position_ramp_end: float = _option(
+        0.9,
+        "share of the steps, above 0.1, after which the whole rate is dropped, by one map",
+        gt=0.1,
+        lt=1,
+    )
     position_pointwise: bool = _option(False, "mask positions of 1x1 convolutions too")
     seed: int = _option(0, "seed of everything random in learning", ge=0, le=LARGEST_SEED)
 

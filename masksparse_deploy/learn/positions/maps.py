@@ -16,7 +16,6 @@ Size = tuple[int, int]
 # First word of the seeds; the batches have the words before it.
 _MAP = 4
 _RAMP_START = 0.1
-_RAMP_END = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +68,17 @@ def keep_highest(scores: npt.NDArray[np.float64], rate: float) -> npt.NDArray[np
     return keep.reshape(scores.shape)
 
 
-def freezing_step(total_steps: int) -> int:
-    """The first step with the final masks: after nine tenths of all steps, and the last step at the latest."""
-    return min(math.ceil(_RAMP_END * total_steps), total_steps - 1)
+def freezing_step(total_steps: int, ramp_end: float) -> int:
+    """The first step with the final masks: after the share `ramp_end` of all steps, and the last step at the latest."""
+    return min(math.ceil(ramp_end * total_steps), total_steps - 1)
 
 
-def ramped_rate(step: int, total_steps: int, rate: float) -> float:
-    """s(t) = s_f (1 - (1 - p)^2), p going from 0 at a tenth of the steps to 1 in `freezing_step`; steps count from 0."""
-    start, end = _RAMP_START * total_steps, freezing_step(total_steps)
+def ramped_rate(step: int, total_steps: int, rate: float, ramp_end: float) -> float:
+    """s(t) = s_f (1 - (1 - p)^2), p going from 0 at a tenth of the steps to 1 in `freezing_step`; steps count from 0.
+
+    Grimaldi et al. 2023 end the ramp at nine tenths of the steps.
+    """
+    start, end = _RAMP_START * total_steps, freezing_step(total_steps, ramp_end)
     if step >= end:
         return rate
     p = max(0.0, (step - start) / (end - start))

@@ -51,7 +51,14 @@ class PositionPlan:
     def prepare(self, network: nn.Module, inner: Callable[[nn.Module], Trainee]) -> PositionTrainee:
         """Make a copy of the network ready, in place: by `inner`, and to leave positions out."""
         hooks = put_hooks(network, self.maps)
-        return PositionTrainee(inner(network), hooks, self.maps, self.options.position_rate, self._choice(network, hooks))
+        return PositionTrainee(
+            inner(network),
+            hooks,
+            self.maps,
+            self._choice(network, hooks),
+            rate=self.options.position_rate,
+            ramp_end=self.options.position_ramp_end,
+        )
 
     def _choice(self, network: nn.Module, hooks: dict[str, PositionHook]) -> MapChoice:
         if self.options.position_selection == "training-loss":

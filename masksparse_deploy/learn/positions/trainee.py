@@ -31,7 +31,14 @@ class PositionTrainee(Trainee):
     """Another trainee, whose weights learn while positions are left out: masks of weights and of positions together."""
 
     def __init__(
-        self, inner: Trainee, hooks: Mapping[str, PositionHook], maps: PositionMaps, rate: float, choice: MapChoice
+        self,
+        inner: Trainee,
+        hooks: Mapping[str, PositionHook],
+        maps: PositionMaps,
+        choice: MapChoice,
+        *,
+        rate: float,
+        ramp_end: float,
     ) -> None:
         """Take over the hooks.
 
@@ -39,11 +46,13 @@ class PositionTrainee(Trainee):
             inner: what trains the weights, under masks or without.
             hooks: on the same network, see `put_hooks`.
             maps: draws the maps.
-            rate: the final share of positions that is dropped.
             choice: settles on a map at the end of the ramp.
+            rate: the final share of positions that is dropped.
+            ramp_end: the share of the steps after which it is reached.
         """
         self.peak_learning_rate = inner.peak_learning_rate
-        self._inner, self._hooks, self._maps, self._rate, self._choice = inner, hooks, maps, rate, choice
+        self._inner, self._hooks, self._maps, self._choice = inner, hooks, maps, choice
+        self._rate, self._ramp_end = rate, ramp_end
         self._settled: int | None = None
         self._keep: Mapping[str, npt.NDArray[np.bool_]] = {}
 
@@ -60,11 +69,11 @@ class PositionTrainee(Trainee):
         self._inner.begin_step(step, total_steps, seed)
         if self._settled is not None:
             return
-        if step >= freezing_step(total_steps):
+        if step >= freezing_step(total_steps, self._ramp_end):
             self._settled = self._choice.settle(step, total_steps)
             self._set(self._settled, self._rate)
         else:
-            self._set(step, ramped_rate(step, total_steps, self._rate))
+            self._set(step, ramped_rate(step, total_steps, self._rate, self._ramp_end))
 
     def end_step(self, step: int, loss: torch.Tensor) -> None:
         """See `Trainee.end_step`."""

@@ -86,17 +86,22 @@ def test_a_map_drops_more_as_the_share_grows() -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 5, 9, 10, 11, 100, 391])
 def test_the_ramp_rises_from_nothing_to_the_final_share(total: int) -> None:
-    rates = [ramped_rate(step, total, 0.3) for step in range(total)]
+    rates = [ramped_rate(step, total, 0.3, 0.9) for step in range(total)]
     assert rates == sorted(rates)
     assert rates[-1] == 0.3
-    assert rates[freezing_step(total)] == 0.3
+    assert rates[freezing_step(total, 0.9)] == 0.3
     assert all(rate == 0 for rate in rates[: total // 10])
     # Nine tenths of the steps, where there are enough of them for one to be left.
-    assert freezing_step(total) == (math.ceil(0.9 * total) if total >= 10 else total - 1)
+    assert freezing_step(total, 0.9) == (math.ceil(0.9 * total) if total >= 10 else total - 1)
 
 
 def test_the_ramp_is_that_of_the_paper() -> None:
     # In the middle between a tenth and nine tenths p is a half: s = s_f (1 - 1/4).
-    assert ramped_rate(50, 100, 0.4) == pytest.approx(0.3)
-    assert ramped_rate(10, 100, 0.4) == 0
-    assert 0 < ramped_rate(11, 100, 0.4) < ramped_rate(89, 100, 0.4) < 0.4
+    assert ramped_rate(50, 100, 0.4, 0.9) == pytest.approx(0.3)
+    assert ramped_rate(10, 100, 0.4, 0.9) == 0
+    assert 0 < ramped_rate(11, 100, 0.4, 0.9) < ramped_rate(89, 100, 0.4, 0.9) < 0.4
+
+
+def test_the_ramp_may_end_earlier() -> None:
+    assert ramped_rate(30, 100, 0.4, 0.5) == pytest.approx(0.3)
+    assert ramped_rate(49, 100, 0.4, 0.5) < 0.4 == ramped_rate(50, 100, 0.4, 0.5)

@@ -102,9 +102,9 @@ def test_a_fresh_map_in_every_step_of_the_ramp_and_one_from_its_end_on(selection
         keep = made[0]._keep["block.conv1"]
         digests.append(keep.tobytes())
         dropped.append(np.count_nonzero(~keep))
-    assert dropped == [dropped_count((4, 4), ramped_rate(step, total, 0.5)) for step in range(total)]
+    assert dropped == [dropped_count((4, 4), ramped_rate(step, total, 0.5, 0.9)) for step in range(total)]
     assert dropped[: total // 10] == [0] * (total // 10)
-    freeze = freezing_step(total)
+    freeze = freezing_step(total, 0.9)
     assert len(set(digests[freeze:])) == 1
     assert dropped[freeze:] == [8] * (total - freeze)
     # Between the ends steps have maps of their own; while few are dropped two may coincide.
