@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import onnx
+import onnx.inliner
 
 from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport, TimedForm
 from masksparse_deploy.core.channel_block import channel_block
@@ -20,7 +21,7 @@ from masksparse_deploy.graph.reader import parse_graph, read_graph
 from masksparse_deploy.profiling.sampling import Clock
 from masksparse_deploy.rewrite.cache import TimeStore
 from masksparse_deploy.rewrite.choose import Choice, TimedLayer, choose_forms
-from masksparse_deploy.rewrite.forms import DENSE, forms_of, rewritten
+from masksparse_deploy.rewrite.forms import DENSE, forms_of, gathered_positions, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch
 from masksparse_deploy.rewrite.sites import Site, find_sites
 from masksparse_deploy.rewrite.surroundings import LAYER, input_size, surrounded
@@ -143,8 +144,9 @@ class _Run:
         return choice
 
     def _time(self, site: Site) -> None:
-        forms = (DENSE, *forms_of(site, self._block))
         size = input_size(self._graph, site) if self._has_fixed_size() else None
+        positions = 0 if size is None else gathered_positions(site, size, self._stopwatch.engine_options.batch)
+        forms = (DENSE, *forms_of(site, self._block, positions))
         if len(forms) == 1 or size is None:
             self._obstacles.setdefault(site.name, _UNKNOWN_SIZE if size is None else "no form of it computes less")
             return
@@ -219,11 +221,20 @@ def _timed_forms(timed: TimedLayer) -> Iterator[TimedForm]:
 
 
 def _load(path: Path) -> onnx.ModelProto:
-    """The file with the weights that lie in other files."""
+    """The file with the weights that lie in other files, functions inlined and nodes named as `read_graph` does."""
     try:
-        return onnx.load(path)
+        model = onnx.load(path)
     except ValueError as error:  # what protobuf raises above 2 GB
         raise _too_large(path) from error
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    taken = {node.name for node in model.graph.node}
+    for index, node in enumerate(model.graph.node):
+        name = node.name or f"{node.op_type}_{index}"
+        while not node.name and name in taken:
+            name += "_"
+        node.name = name
+    return model
 
 
 def _marked(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -133,6 +133,8 @@ def _obstacle(scope: Scope, layer: WeightedLayer) -> str:
         return "its weight is quantized, and its groups would need scales of their own"
     if layer.route:
         return f"its weight passes through {layer.route[0]} first"
+    if sum(other.name == node.name for other in scope.graph.nodes) > 1:
+        return "another operator has the same name"
     if layer.consumer_count > 1:
         return f"its weight is read {layer.consumer_count} times, and would have to be stored again for each reader"
     return ""

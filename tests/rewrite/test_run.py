@@ -185,6 +185,30 @@ def test_layers_of_unknown_size_stay_dense(tmp_path: Path) -> None:
     assert report.remarks == ("the network was not timed, as the file does not fix the height and width of its input",)
 
 
+def test_nodes_without_names_are_rewritten_too(tmp_path: Path) -> None:
+    model = residual_blocks(HALF)
+    for node in model.graph.node:
+        node.name = "" if node.op_type == "Conv" else "Conv_2"
+    report, _ = rewrite_with(grouped_is(0.5), tmp_path, model, mode="always")
+    assert [layer.node for layer in report.layers] == ["Conv_2_", "Conv_4", "Conv_7"]
+    written = onnx.load(tmp_path / "out" / "rewritten.onnx")
+    assert convolutions(written) == {"Conv_0": 1, "Conv_2_": 4, "Conv_4": 4, "Conv_7": 8}
+
+
+def test_layers_in_functions_are_rewritten(tmp_path: Path) -> None:
+    weights = layer_constants("a", blocked_weight((8, 4, 3, 3), HALF))
+    model = model_of([conv("a", "x", "y")], weights, {})
+    names = ["x", "a.weight", "a.bias"]
+    function = helper.make_function("own", "Layer", names, ["y"], list(model.graph.node), [helper.make_opsetid("", 20)])
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Layer", names, ["y"], name="call", domain="own"))
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("own", 1))
+    report, _ = rewrite_with(grouped_is(0.5), tmp_path, model, mode="always")
+    assert [layer.form for layer in report.layers] == ["gathered"]
+    assert_same_function(model, onnx.load(tmp_path / "out" / "rewritten.onnx"))
+
+
 def test_a_file_is_not_written_over_itself(tmp_path: Path) -> None:
     path = tmp_path / "rewritten.onnx"
     onnx.save(residual_blocks(HALF), path)

@@ -11,7 +11,7 @@ from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.graph.annotations import PATTERN, POSITIONS
 from masksparse_deploy.graph.reader import parse_graph
-from masksparse_deploy.rewrite.forms import forms_of
+from masksparse_deploy.rewrite.forms import forms_of, gathered_positions
 from masksparse_deploy.rewrite.sites import Site, find_sites
 from tests.rewrite.models import Array, blocked_weight, conv, layer_constants, model_of, residual_blocks
 
@@ -98,9 +98,16 @@ def branching() -> onnx.ModelProto:
     return model_of([node], {"yes": np.array(True)}, {})
 
 
+def same_names() -> onnx.ModelProto:
+    model = residual_blocks(HALF)
+    model.graph.node[0].name = "conv1"
+    return model
+
+
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
+        (same_names(), "another operator has the same name"),
         (shared(), "its weight is read 2 times, and would have to be stored again for each reader"),
         (grouped(), "it has groups already"),
         (depthwise(), "a depthwise convolution has no channels to leave out"),
@@ -111,7 +118,7 @@ def branching() -> onnx.ModelProto:
     ],
 )
 def test_what_cannot_be_rewritten_says_why(model: onnx.ModelProto, reason: str) -> None:
-    site = next(iter(sites(model).values()))
+    site = next(site for site in sites(model).values() if site.obstacle)
     assert site.obstacle == reason
     assert forms_of(site, 16) == ()
 
@@ -162,3 +169,17 @@ def test_variants_of_the_gathered_form() -> None:
     assert (plain.computed_density, filled.computed_density) == (0.25, 0.5)
     assert str(filled) == "gathered, 16 channels a group"
     assert [str(form) for form in joined] in ([], ["gathered, 16 channels a group, groups of 16"])
+
+
+def test_large_layers_have_forms_in_parts() -> None:
+    """Parts gather at most 1 or 2 MiB each; there are never more of them than groups."""
+    weight = blocked_weight((64, 64, 1, 1), BlockPattern(n=8, rate=0.5))
+    node = conv("a", "x", "y", kernel_shape=[1, 1], pads=None, strides=[2, 1])
+    (site,) = sites(model_of([node], layer_constants("a", weight), {}, channels=64)).values()
+    positions = gathered_positions(site, (64, 63, 64), batch=2)
+    assert positions == 2 * 32 * 64
+    # 8 groups of 32 channels at 4096 positions in float32 are 4 MiB
+    assert [str(form) for form in forms_of(site, 8, positions)] == ["gathered, in 2 parts", "gathered, in 4 parts", "gathered"]
+    assert [str(form) for form in forms_of(site, 8, 8 * positions)] == ["gathered"]
+    assert [str(form) for form in forms_of(site, 8, positions // 8)] == ["gathered"]
+    assert {form.computed_density for form in forms_of(site, 8, positions)} == {0.5}
