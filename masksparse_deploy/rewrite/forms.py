@@ -1,7 +1,7 @@
 """The forms that a layer can take, each with the pass that brings it there."""
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import onnx
@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from masksparse_deploy.core.artifacts.rewriting import LayerForm
 from masksparse_deploy.rewrite.blocks.gather import gather_blocks, joined_size
-from masksparse_deploy.rewrite.blocks.layout import group_layout
+from masksparse_deploy.rewrite.blocks.layout import GroupLayout, group_layout
 from masksparse_deploy.rewrite.sites import Site
 
-__all__ = ["DENSE", "Form", "forms_of", "rewritten"]
+__all__ = ["DENSE", "Form", "forms_of", "gathered_positions", "rewritten"]
 
 Transform = Callable[[ir.Model, Collection[str]], None]
 
@@ -39,18 +39,23 @@ class Form:
 
 DENSE = Form("dense")
 
+# What one part gathers, so that it and its reordered copy stay in caches of usual size. Which is faster is measured.
+_PART_BYTES = (2**21, 2**20)
 
-def forms_of(site: Site, channel_block: int) -> tuple[Form, ...]:
+
+def forms_of(site: Site, channel_block: int, positions: int = 0) -> tuple[Form, ...]:
     """The forms, besides dense, that compute less than the dense layer; the one to expect most of comes last.
 
     Args:
         site: the layer; one with an obstacle has none.
         channel_block: channels that the runtime keeps together (core.channel_block).
+        positions: how many of every channel are gathered in an inference; 0 if that is not known, for no forms
+            in parts.
     """
     if site.obstacle or site.n is None:
         return ()
     weight = site.layer.weight
-    variants: dict[tuple[int, ...], Form] = {}
+    variants: dict[tuple[int, ...], tuple[Form, GroupLayout]] = {}
     for multiple, smallest in ((1, 1), (channel_block, 1), (channel_block, channel_block)):
         size = joined_size(site.n, len(weight), smallest)
         layout = group_layout(weight, size, multiple=multiple)
@@ -63,8 +68,33 @@ def forms_of(site: Site, channel_block: int) -> tuple[Form, ...]:
             transform=partial(gather_blocks, multiple=multiple, smallest_group=smallest),
         )
         if form.computed_density < 1:
-            variants.setdefault(layout.weight.shape[:2] + layout.channels.shape, form)
-    return tuple(variants.values())
+            variants.setdefault(layout.weight.shape[:2] + layout.channels.shape, (form, layout))
+    if not variants:
+        return ()
+    *others, (best, layout) = variants.values()
+    counts = {-(-layout.channels.size * positions * weight.itemsize // size) for size in _PART_BYTES}
+    parts = (_in_parts(best, count) for count in sorted(counts) if 1 < count <= layout.group_count)
+    return (*(form for form, _ in others), *parts, best)
+
+
+def gathered_positions(site: Site, size: tuple[int, int, int], batch: int) -> int:
+    """How many positions of every channel are gathered in an inference: of a strided 1x1 convolution those that it reads.
+
+    Args:
+        site: the layer.
+        size: channels, height and width of its input.
+        batch: images in an inference.
+    """
+    strides = site.layer.node.attributes.get("strides", (1, 1)) if site.layer.kernel_positions == 1 else (1, 1)
+    height, width = (-(-length // stride) for length, stride in zip(size[1:], strides, strict=True))
+    return int(batch * height * width)
+
+
+def _in_parts(form: Form, count: int) -> Form:
+    """A gathered form whose groups are computed in `count` parts."""
+    assert isinstance(form.transform, partial)
+    words = f"{form.variant}, in {count} parts" if form.variant else f"in {count} parts"
+    return replace(form, variant=words, transform=partial(form.transform, part_count=count))
 
 
 def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form]) -> onnx.ModelProto:
