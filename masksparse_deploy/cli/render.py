@@ -171,6 +171,8 @@ def profile_lines(report: ProfileReport) -> list[str]:
         f"p90 {dense.p90_ms:.3f} / {sparse.p90_ms:.3f} ms   p99 {dense.p99_ms:.3f} / {sparse.p99_ms:.3f} ms   "
         f"{dense.throughput_per_s:,.0f} / {sparse.throughput_per_s:,.0f} samples/s",
     ]
+    if speedup.interval.high < 1 and not report.invalid_because:
+        lines.append("[yellow]slower than the dense engine on this device[/]")
     return lines + [f"[yellow]invalid:[/] {escape(reason)}" for reason in report.invalid_because]
 
 

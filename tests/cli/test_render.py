@@ -1,8 +1,8 @@
-from masksparse_deploy.cli.render import certify_lines, learn_lines, validate_lines
+from masksparse_deploy.cli.render import certify_lines, learn_lines, profile_lines, validate_lines
 from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
-from tests.report.artifacts import make_attribution, make_certificate, make_learn, make_survival, make_validation
+from tests.report.artifacts import make_attribution, make_certificate, make_learn, make_profile, make_survival, make_validation
 
 DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
 MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)
@@ -112,3 +112,11 @@ def test_too_few_samples_for_a_fresh_image_are_counted() -> None:
 def test_the_smallest_of_the_end_to_end_claims_is_marked() -> None:
     marked = [line for line in certify_lines(make_certificate()) if "(the smallest)" in line]
     assert [line.split(":")[0] for line in marked] == ["end-to-end, hybrid"]
+
+
+def test_an_engine_that_is_slower_than_dense_says_so() -> None:
+    words = "[yellow]slower than the dense engine on this device[/]"
+    assert words in profile_lines(make_profile(0.83))
+    assert words not in profile_lines(make_profile(1.2)) and words not in profile_lines(make_profile(0.995))
+    # figures that must not be used say nothing either way
+    assert words not in profile_lines(make_profile(0.83, invalid_because=("load",)))
