@@ -8,6 +8,7 @@ sparse file's, bit for bit.
 from masksparse_deploy.graph.model import Body, Graph, Node
 from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection, read_subsampling
 from masksparse_deploy.rewrite.blocks.read_parts import read_parts
+from masksparse_deploy.rewrite.rows.verify import RowsReader
 from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
 
 __all__ = ["differences"]
@@ -27,13 +28,15 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
         expected, found = getattr(sparse, what), getattr(rewritten, what)
         if expected != found:
             trace.findings.append(f"the {what} are {found}, in the sparse file {expected}")
+    rows = RowsReader(trace)
+    readers = (*_READERS, rows.read)
     for node in rewritten.nodes:
-        if not _same_operator(trace, node) and not any(reader(trace, node) for reader in _READERS):
+        if not _same_operator(trace, node) and not any(reader(trace, node) for reader in readers):
             trace.findings.append(_unknown(trace, node))
         for name in node.outputs:  # what is wrong is told once, not again for all that reads it
             trace.held.setdefault(name, Held(name))
     computed = {name for node in rewritten.nodes for name in node.outputs}
-    missing = [node for node in sparse.nodes if not computed.issuperset(filter(None, node.outputs))]
+    missing = [node for node in sparse.nodes if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
     trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
     trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
     trace.findings += _body_findings(sparse.bodies, rewritten.bodies)

@@ -1,0 +1,102 @@
+"""Operators on rows (batch, rows, channels), put into a graph before the operator that they stand for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from masksparse_deploy.rewrite.names import Names, add_constant
+from masksparse_deploy.rewrite.rows.layout import Indices
+
+__all__ = ["RowBuilder"]
+
+Floats = npt.NDArray[np.float32]
+_ROW_AXIS = 1
+
+
+class RowBuilder:
+    """Adds operators and constants to a graph; any batch that the model takes stays possible."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._graph = model.graph
+        self._names = Names(model.graph)
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+        self._batch: ir.Value | None = None
+        self.before: ir.Node | None = None
+
+    def add(
+        self, op: str, inputs: Sequence[ir.Value | None], name: str, attributes: Mapping[str, Any] | None = None
+    ) -> ir.Value:
+        """One operator; returns its output."""
+        name = self._names.unused(name)
+        node = ir.node(op, list(inputs), attributes, name=name)
+        node.outputs[0].name = self._names.unused(f"{name}.out")
+        assert self.before is not None, "the place is set first"
+        self._graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
+        """A stored constant; the same one for the same content."""
+        array = np.ascontiguousarray(array)
+        key = array.dtype.str, array.shape, array.tobytes()
+        if key not in self._constants:
+            self._constants[key] = add_constant(self._graph, self._names, name, array)
+        return self._constants[key]
+
+    def gather(self, rows: ir.Value, indices: Indices, name: str) -> ir.Value:
+        """The rows of these numbers, in their order."""
+        inputs = [rows, self.constant(indices.astype(np.int32), f"{name}.indices")]
+        return self.add("Gather", inputs, name, {"axis": _ROW_AXIS})
+
+    def reshape(self, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+        """0 keeps a length, -1 takes what is left."""
+        return self.add("Reshape", [value, self.constant(np.array(shape, dtype=np.int64), f"{name}.shape")], name)
+
+    def product(self, rows: ir.Value, indices: Indices, weight: Floats, bias: Floats, name: str) -> ir.Value:
+        """A product and a bias for each row of windows, weight^T x + bias, as rows (batch, count, out_channels).
+
+        Args:
+            rows: the tensor to gather from.
+            indices: int64 (count, taps).
+            weight: float32 (taps * in_channels, out_channels).
+            bias: float32 (out_channels,).
+            name: of the matrix product.
+        """
+        gathered = self.gather(rows, indices.reshape(-1), f"{name}.gather")
+        matrix = self.reshape(gathered, [-1, weight.shape[0]], f"{name}.matrix")
+        weights = self.constant(weight, f"{name}.weight"), self.constant(bias, f"{name}.bias")
+        product = self.add("Gemm", [matrix, *weights], name)
+        return self.reshape(product, [-1, len(indices), weight.shape[1]], f"{name}.rows")
+
+    def fixed_rows(self, values: Floats, name: str) -> ir.Value:
+        """Rows with these values, float32 (rows, channels), for every sample of the batch."""
+        stored = self.constant(values[None], name)
+        (image,) = [value for value in self._graph.inputs if not value.is_initializer()]
+        assert image.shape is not None
+        batch = image.shape[0]
+        if isinstance(batch, int):
+            if batch == 1:
+                return stored
+            return self.constant(np.repeat(values[None], batch, axis=0), f"{name}.batch")
+        if self._batch is None:
+            self._batch = self.add("Shape", [image], "rows.batch", {"start": 0, "end": 1})
+        size = self.constant(np.array(values.shape, dtype=np.int64), f"{name}.size")
+        shape = self.add("Concat", [self._batch, size], f"{name}.shape", {"axis": 0})
+        return self.add("Expand", [stored, shape], f"{name}.expand")
+
+    def concat(self, parts: Sequence[ir.Value], name: str) -> ir.Value:
+        """Rows behind one another; what there is if it is one tensor."""
+        return parts[0] if len(parts) == 1 else self.add("Concat", parts, name, {"axis": _ROW_AXIS})
+
+    def from_images(self, value: ir.Value, count: int, name: str) -> ir.Value:
+        """Images (batch, channels, height, width) as rows in memory order."""
+        channels_last = self.add("Transpose", [value], f"{name}.channels_last", {"perm": [0, 2, 3, 1]})
+        assert value.shape is not None
+        return self.reshape(channels_last, [0, count, -1], f"{name}.rows")
+
+    def to_images(self, rows: ir.Value, size: tuple[int, int], name: str) -> ir.Value:
+        """Rows in memory order, no others, as images."""
+        images = self.reshape(rows, [0, *size, -1], f"{name}.channels_last")
+        return self.add("Transpose", [images], f"{name}.images", {"perm": [0, 3, 1, 2]})

@@ -1,0 +1,73 @@
+"""A tensor of rows with what is known of it, and its change from one layout to another."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from masksparse_deploy.rewrite.rows.builder import RowBuilder
+from masksparse_deploy.rewrite.rows.layout import RowLayout, dense_layout
+
+__all__ = ["RowTensor", "from_images", "rearranged", "to_images", "with_zero_row"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RowTensor:
+    """Activations as rows.
+
+    Attributes:
+        value: the tensor (batch, rows, channels).
+        layout: which row holds which position.
+        channels: how many.
+        constant: float32 (channels,), what the constant row holds; None if there is none, or if runtimes may differ in it.
+    """
+
+    value: ir.Value
+    layout: RowLayout
+    channels: int
+    constant: npt.NDArray[np.float32] | None
+
+
+def from_images(build: RowBuilder, value: ir.Value) -> RowTensor:
+    """Images (batch, channels, height, width) as rows, with a row of zeros."""
+    assert value.shape is not None
+    _, channels, height, width = value.shape
+    assert isinstance(channels, int) and isinstance(height, int) and isinstance(width, int), "no obstacle was found before"
+    rows = build.from_images(value, height * width, f"{value.name}.rows")
+    plain = RowTensor(value=rows, layout=dense_layout(height, width, with_zero=False), channels=channels, constant=None)
+    return with_zero_row(build, plain)
+
+
+def with_zero_row(build: RowBuilder, rows: RowTensor) -> RowTensor:
+    """The same with a row of zeros."""
+    if rows.layout.zero_row is not None:
+        return rows
+    zeros = build.fixed_rows(np.zeros((1, rows.channels), dtype=np.float32), f"zero_row.{rows.channels}")
+    value = build.concat([rows.value, zeros], f"{rows.value.name}.padded")
+    layout = replace(rows.layout, row_count=rows.layout.row_count + 1, zero_row=rows.layout.row_count)
+    return replace(rows, value=value, layout=layout)
+
+
+def rearranged(build: RowBuilder, rows: RowTensor, layout: RowLayout) -> RowTensor:
+    """The same activations in another layout, in which every position has a row, and there is a row of zeros."""
+    if layout is rows.layout:
+        return rows
+    assert layout.is_complete and layout.zero_row is not None
+    rows = with_zero_row(build, rows)
+    assert rows.layout.zero_row is not None
+    indices = np.empty(layout.row_count, dtype=np.int64)
+    indices[layout.rows.reshape(-1)] = rows.layout.in_memory_order()
+    indices[layout.zero_row] = rows.layout.zero_row
+    value = build.gather(rows.value, indices, f"{rows.value.name}.spread")
+    return RowTensor(value=value, layout=layout, channels=rows.channels, constant=None)
+
+
+def to_images(build: RowBuilder, rows: RowTensor, name: str) -> ir.Value:
+    """Rows as images (batch, channels, height, width)."""
+    order = rows.layout.in_memory_order()
+    value = rows.value
+    if len(order) != rows.layout.row_count or (np.diff(order) != 1).any():
+        value = build.gather(value, order, f"{name}.in_memory_order")
+    height, width = rows.layout.rows.shape
+    return build.to_images(value, (height, width), name)

@@ -1,0 +1,210 @@
+"""Is the rows form of a rewritten file the sparse file's function? Read from the two files; shares no code with the rewriting.
+
+The operators on rows are followed by what every row stands for: which positions of which tensors, times which slices of
+weights, plus which constant. Where rows become images again, each position must stand for what the sparse file computes there.
+Weights are compared bit for bit and positions one by one; only constants, which the rewriting adds up beforehand, are compared
+to within the rounding of these sums.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from masksparse_deploy.graph.model import Node
+from masksparse_deploy.rewrite.rows.expected import Expected, apply_elementwise, is_elementwise
+from masksparse_deploy.rewrite.rows.symbols import Ids, Symbols
+from masksparse_deploy.rewrite.trace import Held, Trace
+
+__all__ = ["RowsReader"]
+
+_TO_ROWS, _TO_IMAGES = (0, 2, 3, 1), (0, 3, 1, 2)
+_ROW_AXIS = 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of every sample of a batch, as symbols.
+
+    Attributes:
+        symbols: int64, with the axes of `form`, less the batch and the channels.
+        channels: of a row.
+        form: "rows" (batch, rows, channels); "images" (batch, height, width, channels); "matrix" (batch * products,
+            taps * channels); "products" (batch * rows, channels).
+    """
+
+    symbols: Ids
+    channels: int
+    form: Literal["rows", "images", "matrix", "products"] = "rows"
+
+
+class RowsReader:
+    """Reads the operators on rows of a rewritten file, in its order.
+
+    Attributes:
+        covered: tensors of the sparse file whose operators were followed through the rows.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._trace = trace
+        self._symbols = Symbols()
+        self._expected = Expected(trace.sparse, self._symbols)
+        self.covered = self._expected.covered
+        self._rows: dict[str, _Rows] = {}
+        # tensors that hold the batch, and behind it these numbers
+        self._shapes: dict[str, tuple[int, ...]] = {}
+
+    def read(self, trace: Trace, node: Node) -> bool:
+        """Whether an operator on rows is understood; that images are other than the sparse file's goes to the findings."""
+        if node.domain or len(node.outputs) != 1:
+            return False
+        (name,) = node.outputs
+        if node.op == "Transpose" and node.attributes.get("perm") == _TO_IMAGES:
+            return self._compare(trace, node)
+        if name in trace.producers:
+            return False
+        if name not in self._shapes and self._read_shape(node):
+            return True
+        reader = _READERS.get(node.op, RowsReader._elementwise)
+        found = reader(self, node)
+        if found is not None:
+            self._rows[name] = found
+        return found is not None
+
+    def _compare(self, trace: Trace, node: Node) -> bool:
+        """Hold images made of rows against what the sparse file computes under that name."""
+        rows, (name,) = self._of(node.inputs[0], "images"), node.outputs
+        if rows is None or name not in trace.producers:
+            return False
+        expected, size = self._expected.positions(name), self._expected.size(name)
+        if expected is None or size != (rows.channels, *rows.symbols.shape):
+            return False
+        wrong = np.argwhere(expected != rows.symbols)
+        if len(wrong):
+            trace.findings.append(
+                f"{name} is not what the sparse file computes in {len(wrong)} of {expected.size} positions, the first at row "
+                f"{wrong[0][0]} and column {wrong[0][1]}"
+            )
+        trace.held[name] = Held(name)
+        return True
+
+    def _of(self, name: str, form: str = "rows") -> _Rows | None:
+        rows = self._rows.get(name)
+        return rows if rows is not None and rows.form == form else None
+
+    def _transpose(self, node: Node) -> _Rows | None:
+        """Images of the sparse file, channels last."""
+        held, size = self._trace.read(node.inputs[0]), self._expected.size(node.inputs[0])
+        if held is None or not held.is_whole or held.tensor != node.inputs[0] or size is None:
+            return None
+        if node.attributes.get("perm") != _TO_ROWS:
+            return None
+        self._expected.boundaries.add(held.tensor)
+        positions = self._expected.positions(held.tensor)
+        return None if positions is None else _Rows(positions, size[0], "images")
+
+    def _reshape(self, node: Node) -> _Rows | None:
+        rows, target = self._rows.get(node.inputs[0]), self._trace.constant(node.inputs[1])
+        if rows is None or target is None or node.attributes.get("allowzero", 0):
+            return None
+        shape, symbols, channels = tuple(target.tolist()), rows.symbols, rows.channels
+        if rows.form == "images" and shape == (0, symbols.size, -1):
+            return _Rows(symbols.reshape(-1), channels)
+        if rows.form == "rows" and len(shape) == 4 and shape[0] == 0 and shape[3] == -1 and shape[1] * shape[2] == len(symbols):
+            return _Rows(symbols.reshape(shape[1:3]), channels, "images")
+        if rows.form == "rows" and len(shape) == 2 and shape[0] == -1 and shape[1] > 0 and shape[1] % channels == 0:
+            taps = shape[1] // channels
+            return None if len(symbols) % taps else _Rows(symbols.reshape(-1, taps), channels, "matrix")
+        if rows.form == "products" and shape == (-1, len(symbols), channels):
+            return _Rows(symbols, channels)
+        return None
+
+    def _gather(self, node: Node) -> _Rows | None:
+        rows, indices = self._of(node.inputs[0]), self._trace.constant(node.inputs[1])
+        if rows is None or indices is None or indices.ndim != 1 or node.attributes.get("axis", 0) != _ROW_AXIS:
+            return None
+        if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(rows.symbols):
+            return None
+        return _Rows(rows.symbols[indices], rows.channels)
+
+    def _concat(self, node: Node) -> _Rows | None:
+        parts = [self._of(name) or self._fixed(name) for name in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or node.attributes.get("axis") != _ROW_AXIS or len({part.channels for part in known}) != 1:
+            return None
+        return _Rows(np.concatenate([part.symbols for part in known]), known[0].channels)
+
+    def _fixed(self, name: str) -> _Rows | None:
+        """Constant rows, stored for every sample of a fixed batch."""
+        array, (shape,) = self._trace.constant(name), self._trace.sparse.inputs.values()
+        if array is None or array.ndim != 3 or array.dtype != np.float32 or array.shape[0] != shape[0]:
+            return None
+        if (array != array[:1]).any():
+            return None
+        return _Rows(np.array([self._symbols.constant(row) for row in array[0]], dtype=np.int64), array.shape[2])
+
+    def _expand(self, node: Node) -> _Rows | None:
+        """Constant rows, for every sample of whatever batch."""
+        array, shape = self._trace.constant(node.inputs[0]), self._shapes.get(node.inputs[1])
+        if array is None or array.dtype != np.float32 or array.ndim != 3 or array.shape[0] != 1 or array.shape[1:] != shape:
+            return None
+        return _Rows(np.array([self._symbols.constant(row) for row in array[0]], dtype=np.int64), array.shape[2])
+
+    def _read_shape(self, node: Node) -> bool:
+        """The batch of the network's input, and the batch with numbers behind it."""
+        (name,) = node.outputs
+        if node.op == "Shape" and node.inputs[0] in self._trace.sparse.inputs:
+            if (node.attributes.get("start", 0), node.attributes.get("end")) == (0, 1):
+                self._shapes[name] = ()
+        elif node.op == "Concat" and len(node.inputs) == 2 and self._shapes.get(node.inputs[0]) == ():
+            numbers = self._trace.constant(node.inputs[1])
+            if numbers is not None and node.attributes.get("axis") == 0:
+                self._shapes[name] = tuple(numbers.tolist())
+        return name in self._shapes
+
+    def _gemm(self, node: Node) -> _Rows | None:
+        matrix = self._of(node.inputs[0], "matrix")
+        weight, bias = (self._trace.constant(name) for name in (*node.inputs[1:], "")[:2])
+        plain = all(node.attributes.get(name, value) == value for name, value in _GEMM_DEFAULTS.items())
+        if matrix is None or weight is None or bias is None or not plain or weight.ndim != 2:
+            return None
+        taps = matrix.symbols.shape[1]
+        if weight.dtype != np.float32 or weight.shape[0] != taps * matrix.channels or bias.shape != weight.shape[1:]:
+            return None
+        slices = [self._symbols.weight_slice(part) for part in np.split(weight, taps)]
+        start = self._symbols.constant(bias)
+        symbols = [self._symbols.products(read, slices, start) for read in matrix.symbols.tolist()]
+        return _Rows(np.array(symbols, dtype=np.int64), weight.shape[1], "products")
+
+    def _sum(self, node: Node) -> _Rows | None:
+        parts = [self._of(name) for name in node.inputs]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts) or len({(len(part.symbols), part.channels) for part in known}) != 1:
+            return None
+        together = zip(*(part.symbols.tolist() for part in known), strict=True)
+        return _Rows(np.array([self._symbols.total(rows) for rows in together], dtype=np.int64), known[0].channels)
+
+    def _elementwise(self, node: Node) -> _Rows | None:
+        rows = [found for name in node.inputs if (found := self._of(name)) is not None]
+        if not is_elementwise(node) or len({(len(part.symbols), part.channels) for part in rows}) != 1:
+            return None
+        channels, operands = rows[0].channels, []
+        for name in node.inputs:
+            found, constant = self._of(name), self._trace.constant(name)
+            if found is None and name and (constant is None or constant.shape not in ((), (1,), (channels,))):
+                return None
+            operands.append(constant if found is None else found.symbols)
+        return _Rows(apply_elementwise(self._symbols, node, operands, channels), channels)
+
+
+_GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
+_READERS: Mapping[str, Callable[[RowsReader, Node], _Rows | None]] = {
+    "Concat": RowsReader._concat,
+    "Expand": RowsReader._expand,
+    "Gather": RowsReader._gather,
+    "Gemm": RowsReader._gemm,
+    "Reshape": RowsReader._reshape,
+    "Sum": RowsReader._sum,
+    "Transpose": RowsReader._transpose,
+}
