@@ -78,6 +78,16 @@ def test_layers_and_what_the_rewrite_made_of_them_are_listed() -> None:
     assert html.count('aria-label="8 of 3 x 4 positions are computed"') == 1
 
 
+def test_layers_that_were_not_timed_have_no_plot_but_a_row() -> None:
+    layer = LayerRewrite(
+        **{**dict(make_rewrite().layers[0]), "node": "node_a", "form": "dense", "speedup": None, "interval": None}
+    )
+    rewrite = make_rewrite(rewritten=False).model_copy(update={"layers": (layer,)})
+    html = render_report(make_inputs(bake=make_bake().model_copy(update={"positions": ROWS}), rewrite=rewrite))
+    assert 'id="plot-rewrite"' not in html
+    assert f"a 3 {TIMES} 4 8 33.3 % dense {layer.reason}" in _text(html)
+
+
 def test_where_the_file_does_not_tell_the_work_nothing_is_said_of_it() -> None:
     bake = make_bake().model_copy(update={"positions": (row("a", mac_count=None),)})
     text = _text(render_report(make_inputs(bake=bake)))
