@@ -221,7 +221,7 @@ def _remarks(scope: Scope, rows: Sequence[tuple[LintLayer, Finding | None]]) -> 
     if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_SPARSE and not masks_positions and not any(_annotated(scope)):
         yield "the file was baked, but its layers have lost their annotations (dropped by a later tool?)"
     if scope.graph.metadata.get(keys.ROLE) == keys.ROLE_REWRITTEN:
-        yield "the file was rewritten: 'masksparse validate' holds it against the sparse file; rewritten layers claim nothing here"
+        yield "the file was rewritten: 'masksparse validate' holds it against the sparse file; its own layers claim nothing"
     # what there is no sparse kernel for does not matter to 1xN layers, which need none
     candidates = (row for row, found in rows if found is not None and not isinstance(found.pattern, BlockPattern))
     counts = Counter(row.dtype for row in candidates if row.state in ("conforming", "eligible", "wrong axis"))
