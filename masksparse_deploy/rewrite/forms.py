@@ -4,12 +4,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from masksparse_deploy.core.artifacts.rewriting import LayerForm
 from masksparse_deploy.rewrite.blocks.gather import gather_blocks, joined_size
 from masksparse_deploy.rewrite.blocks.layout import GroupLayout, group_layout
+from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.rewrite.sites import Site
 
 __all__ = ["DENSE", "Form", "forms_of", "gathered_positions", "rewritten"]
@@ -52,7 +54,20 @@ def forms_of(site: Site, channel_block: int, positions: int = 0) -> tuple[Form, 
         positions: how many of every channel are gathered in an inference; 0 if that is not known, for no forms
             in parts.
     """
-    if site.obstacle or site.n is None:
+    if site.obstacle:
+        return ()
+    return (*_gathered(site, channel_block, positions), *_rows(site))
+
+
+def _rows(site: Site) -> tuple[Form, ...]:
+    """Rows for masked positions. Behind a masked layer still less is computed than its own mask leaves."""
+    if site.positions is None or site.layer.weight.dtype != np.float32:
+        return ()
+    return (Form(name="rows", computed_density=float(site.positions.keep.mean()), transform=transform),)
+
+
+def _gathered(site: Site, channel_block: int, positions: int) -> tuple[Form, ...]:
+    if site.n is None:
         return ()
     weight = site.layer.weight
     variants: dict[tuple[int, ...], tuple[Form, GroupLayout]] = {}

@@ -8,7 +8,9 @@ everything else reads images as before, under the names they had.
 from collections.abc import Collection
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
+from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.rewrite.rows.builder import RowBuilder
 from masksparse_deploy.rewrite.rows.convolution import add_convolution
 from masksparse_deploy.rewrite.rows.elementwise import add_elementwise, is_elementwise, row_inputs
@@ -24,11 +26,20 @@ def transform(model: ir.Model, layers: Collection[str]) -> None:
     A convolution of 1x1 between two of them, as in a shortcut, is brought there too, so that its neighbours stay in rows.
 
     Args:
-        model: the sparse file, with the shapes of its tensors.
-        layers: names of Conv nodes of the main graph for which `find.obstacle` names none, masked or not.
+        model: the sparse file.
+        layers: names of Conv nodes of the main graph, masked or not.
+
+    Raises:
+        ArtifactError: a layer cannot be brought into this form, as its height and width are not fixed.
     """
-    graph, build = model.graph, RowBuilder(model)
+    graph = model.graph
     named = {node for node in graph if node.name in layers}
+    _infer_shapes(model)
+    for node in named:
+        reason = obstacle(node, graph)
+        if reason:
+            raise ArtifactError(f"node {node.name} cannot compute rows: {reason}; leave it as it is, with rewrite.mode never")
+    build = RowBuilder(model)
     convolutions = {node: read_convolution(node) for node in (*named, *_bridges(graph, named))}
     wheres = {found.where for found in convolutions.values() if found.where is not None}
     in_rows = _nodes_in_rows(graph, set(convolutions), wheres)
@@ -54,6 +65,15 @@ def transform(model: ir.Model, layers: Collection[str]) -> None:
     for node in reversed([node for node in graph if node in in_rows]):
         graph.remove(node, safe=True)
     _drop_unread(graph)
+
+
+def _infer_shapes(model: ir.Model) -> None:
+    """Let tensors have their shapes, as far as the file can tell them."""
+    stored = list(model.graph.initializers.values())
+    ShapeInferencePass(check_type=False, strict_mode=False)(model)
+    model.graph.initializers.clear()  # inference takes large ones out and puts them back at the end
+    for value in stored:
+        model.graph.initializers.add(value)
 
 
 def _bridges(graph: ir.Graph, convolutions: set[ir.Node]) -> list[ir.Node]:
