@@ -97,7 +97,7 @@ class BlockPattern:
     def expand(self, blocks: npt.NDArray[np.bool_], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """keep, bool, of the weight's shape, for kept blocks, bool (out_channels / N, in_channels)."""
         keep = np.repeat(blocks, self.n, axis=0).reshape(*shape[:2], *[1] * (len(shape) - 2))
-        return np.ascontiguousarray(np.broadcast_to(keep, shape))
+        return np.broadcast_to(keep, shape).copy()
 
     @staticmethod
     def outputs_first(weight: npt.NDArray[_Scalar], group_axis: int) -> npt.NDArray[_Scalar]:

@@ -90,6 +90,12 @@ def test_the_largest_blocks_are_kept_whole(pattern: BlockPattern, groups: int, c
     assert np.array_equal(keep[:: pattern.n, :, 0, 0], keep[pattern.n - 1 :: pattern.n, :, 2, 0])
 
 
+def test_what_is_expanded_can_be_written_to() -> None:
+    for shape in ((4, 3), (4, 3, 1, 1), (4, 3, 3, 3)):
+        keep = BlockPattern(n=2, rate=0.5).expand(np.ones((2, 3), np.bool_), shape)
+        assert keep.shape == shape and keep.flags.writeable and keep.flags.c_contiguous
+
+
 def test_one_weight_too_many_is_a_violation() -> None:
     for text in ("1x4@0.5", "1x4~0.5"):
         pattern = BlockPattern.parse(text)
