@@ -53,7 +53,8 @@ def run(
 
 
 def content(outcome: Outcome) -> list[object]:
-    """What two runs must have in common to be called the same: digests of masks and statistics, losses, and new weights."""
+    """What two runs must have in common to be called the same: digests of all masks and statistics, losses, new weights."""
     digests = {name: mask.digest for name, mask in outcome.masks.items()}
     losses = [point.loss for point in outcome.history]
-    return [digests, fingerprint(outcome.statistics), losses, fingerprint(outcome.weights)]
+    positions = {name: mask.digest for name, mask in outcome.positions.items()}
+    return [digests, fingerprint(outcome.statistics), losses, fingerprint(outcome.weights), positions]

@@ -87,6 +87,7 @@ def test_a_process_killed_in_mid_epoch_goes_on_to_the_same_masks(tmp_path: Path)
 def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     plain = {"batch_size": 16, "batch_norm": False, "augment": "none"}
+    positions = {"batch_size": 16, "position_rate": 0.3}
     plans: list[dict[str, Any]] = [
         {"checkpoint": "a", "options": {"batch_size": 16, "accumulate": 2, "max_steps": 5}},
         {"checkpoint": "b", "method": "gumbel", "options": {"batch_size": 16, "autocast": "bfloat16"}},
@@ -94,6 +95,9 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
         {"checkpoint": "w", "method": "sparse-training", "options": {"batch_size": 16, "pattern": "T2:4", "mask_steps": 2}},
         # What is drawn back is the same in both.
         {"checkpoint": "s", "method": "subp", "options": {"batch_size": 16, "pattern": "1x8@0.5", "channel_block": 1}},
+        # So are the maps of positions, and which of them is kept.
+        {"checkpoint": "p", "method": "sparse-training", "options": positions},
+        {"checkpoint": "q", "method": "sparse-training", "options": {**positions, "position_selection": "training-loss"}},
         # With a layer that never runs, and that other processes must not wait for.
         {"checkpoint": "z", "method": "sparse-training", "zoo": True, "options": {"batch_size": 16, "max_steps": 3}},
         {"checkpoint": "file/d"},
@@ -101,17 +105,17 @@ def test_two_processes_learn_the_same_and_stop_together(tmp_path: Path) -> None:
     ]
     with started(tmp_path, plans, count=2) as processes:
         main, other = (results(process) for process in processes)
-    for index in range(6):
+    for index in range(8):
         assert main[index]["content"] == other[index]["content"]
     # The main process alone shows progress and writes.
-    assert [len(result["seen"]) for result in main] == [3, 9, 9, 9, 9, 3, 1, 0]
+    assert [len(result["seen"]) for result in main] == [3, 9, 9, 9, 9, 6, 9, 3, 1, 0]
     assert not any(result["seen"] for result in other)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file", "s", "w", "z"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c", "file", "p", "q", "s", "w", "z"]
     # What the main process alone fails at ends the others too, who would wait for it else.
-    assert main[6]["error"] == "OutputError"
-    assert other[6]["message"] == "the main process failed, see its message; all processes stop"
-    assert main[7] == other[7]
-    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[7]["message"]
+    assert main[8]["error"] == "OutputError"
+    assert other[8]["message"] == "the main process failed, see its message; all processes stop"
+    assert main[9] == other[9]
+    assert "data.train has 3 images, and a step needs at least 4: 2 for each of mask.accumulate 1" in main[9]["message"]
     # Two processes see in a step what one sees with two batches. A half of the sum of two float32 means is their mean.
     alone = content(run(tmp_path / "alone", {**plain, "accumulate": 2}))
     assert main[2]["content"][0] == alone[0]

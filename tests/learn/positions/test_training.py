@@ -20,14 +20,9 @@ from masksparse_deploy.learn.positions.trainee import PositionTrainee
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.requested import requested_pattern
 from masksparse_deploy.learn.sparsifier import Outcome
-from tests.learn.learning import TRAIN
-from tests.learn.learning import content as without_positions
+from tests.learn.learning import TRAIN, content
 from tests.learn.positions.networks import LAYERS, OPTIONS, EveryKind, Flat, odd_images, seeded, train
 from tests.models.tiny_cnn import tiny_cnn
-
-
-def content(outcome: Outcome) -> list[object]:
-    return [*without_positions(outcome), {name: mask.digest for name, mask in outcome.positions.items()}]
 
 
 @pytest.mark.parametrize("maps", ["propagated", "independent"])
