@@ -86,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     path = given.results / f"{_name(settings)}.json"
     if path.is_file():
         found = {key: value for key, value in json.loads(path.read_text()).items() if key in settings}
+        # Options that the tool has got since then were at their defaults.
+        found["options"] = MaskOptions().model_dump(mode="json") | found["options"]
         if found != json.loads(canonical_json(settings)):
             raise UsageError(f"{path} holds a run with other settings; move it away, or give another --results")
         print(f"{path} is there already", file=sys.stderr)
