@@ -8,7 +8,7 @@ import onnx
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.rewrite.cache import Times
-from masksparse_deploy.rewrite.forms import Form, rewritten
+from masksparse_deploy.rewrite.forms import DENSE, Form, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch
 from masksparse_deploy.rewrite.sites import Site
 
@@ -44,10 +44,14 @@ class TimedLayer:
         """Which form that is not dense is the fastest."""
         return max(range(1, len(self.forms)), key=lambda index: self.times.speedups[index])
 
-    def is_uncertain(self) -> bool:
-        """Whether a network decides what the layer's own times do not."""
-        interval = self.times.intervals[self.fastest_other]
-        return interval.high > 1 / _UNCERTAIN and interval.low < _UNCERTAIN
+    @property
+    def contenders(self) -> tuple[Form, ...]:
+        """The forms among which a network decides, as the layer's own times do not; one if they do."""
+        intervals = self.times.intervals
+        best = intervals[self.fastest_other]
+        near = [form for form, own in zip(self.forms[1:], intervals[1:], strict=True) if own.high >= best.low]
+        is_uncertain = best.high > 1 / _UNCERTAIN and best.low < _UNCERTAIN
+        return (*near, DENSE) if is_uncertain else tuple(near)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,8 +79,8 @@ def choose_forms(
     """Choose forms by the times of the layers, and revise that by the times of whole networks.
 
     Two networks are compared with the sparse one first: with the layers rewritten that gain alone, and with all. From the
-    faster one on, the layers of each kind whose own times do not decide are changed together, and a change stays if the network
-    is faster by it (its interval is above 1).
+    faster one on, the layers of each kind whose own times do not decide are changed together, to one form after the other,
+    and a change stays if the network is faster by it (its interval is above 1).
 
     Args:
         source: the sparse file.
@@ -88,18 +92,16 @@ def choose_forms(
     search = _Search(source, stopwatch)
     gaining = {layer.site.name: _form(layer) for layer in layers if _gains(layer, smallest_gain)}
     everything = {layer.site.name: _form(layer) for layer in layers}
-    kinds = {layer.kind: [other for other in layers if other.kind == layer.kind] for layer in layers}
-    uncertain = [members for members in kinds.values() if members[0].is_uncertain()]
-    total = len(uncertain) + 2
+    kinds = [[other for other in layers if other.kind == kind] for kind in dict.fromkeys(layer.kind for layer in layers)]
+    trials = [(members, form) for members in kinds for form in members[0].contenders if len(members[0].contenders) > 1]
+    total = len(trials) + 2
     progress("timing networks", 0, total)
     current = search.fastest([{}, gaining, everything])
     progress("timing networks", 1, total)
-    for index, members in enumerate(uncertain, start=2):
-        changed = dict(current)
-        for layer in members:
-            if changed.pop(layer.site.name, None) is None:
-                changed[layer.site.name] = _form(layer)
-        if search.is_faster(changed, current):
+    for index, (members, form) in enumerate(trials, start=2):
+        changed = {**current, **{layer.site.name: form for layer in members}}
+        changed = {name: chosen for name, chosen in changed.items() if chosen != DENSE}
+        if changed != current and search.is_faster(changed, current):
             current = changed
         progress("timing networks", index, total)
     times = search.compare({}, current, rounds=_FINAL_ROUNDS * stopwatch.options.rounds) if current else None
@@ -148,9 +150,9 @@ def _gains(layer: TimedLayer, smallest_gain: float) -> bool:
 
 
 def _reason(layer: TimedLayer, chosen: Form | None, smallest_gain: float) -> str:
-    index = layer.fastest_other
+    index = layer.fastest_other if chosen is None else layer.forms.index(chosen)
     interval = layer.times.intervals[index]
-    alone = f"{layer.times.speedups[index]:.2f}x [{interval.low:.2f}, {interval.high:.2f}] alone as {_form(layer)}"
+    alone = f"{layer.times.speedups[index]:.2f}x [{interval.low:.2f}, {interval.high:.2f}] alone as {layer.forms[index]}"
     gains = _gains(layer, smallest_gain)
     if chosen is not None:
         return f"faster: {alone}" if gains else f"{alone}, and the network is faster with it"

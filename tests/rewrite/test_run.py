@@ -108,6 +108,27 @@ def test_a_network_that_loses_although_layers_gain_much_is_not_written(tmp_path:
     assert report.rewritten_sha256 is None
 
 
+def test_the_network_decides_between_variants_of_a_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone four groups of 8 output channels are as fast as two of 16; in the network two are faster."""
+    monkeypatch.setattr(stage, "channel_block", lambda: 16)
+    weight = np.zeros((32, 64, 3, 3), np.float32)
+    weight[:16, :16] = weight[16:, 8:24] = 1
+    nodes = [conv("stem", "x", "b"), conv("a", "b", "y")]
+    constants = layer_constants("stem", np.ones((64, 4, 3, 3), np.float32)) | layer_constants("a", weight)
+    model = model_of(nodes, constants, {"a": BlockPattern(n=8, rate=0.75)})
+
+    def latency_s(small: onnx.ModelProto) -> float:
+        groups = convolutions(small).values()
+        return 1e-3 * sum(1.0 if count == 1 else 0.5 if is_small(small) or count == 2 else 0.7 for count in groups)
+
+    report, _ = rewrite_with(latency_s, tmp_path, model)
+    (layer,) = report.layers
+    assert [timed.variant for timed in layer.times[1:]] == ["", "16 channels a group, groups of 16"]
+    assert [timed.median_ms for timed in layer.times[1:]] == pytest.approx([1.5, 1.5])
+    assert layer.reason.endswith("alone as gathered, 16 channels a group, groups of 16")
+    assert report.speedup == pytest.approx(2 / 1.5)
+
+
 def test_known_times_are_taken_from_the_file(tmp_path: Path) -> None:
     first, before = rewrite_with(grouped_is(0.5), tmp_path)
     again, after = rewrite_with(grouped_is(0.5), tmp_path)
