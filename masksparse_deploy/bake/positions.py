@@ -46,7 +46,7 @@ class MaskPositions(ir.passes.InPlacePass):
         if not self._masks.positions:
             return
         traced = trace(model)
-        for mask in self._masks.positions.values():
+        for _, mask in sorted(self._masks.positions.items()):
             nodes = [weight.node for found in traced.named(f"{mask.layer}.weight").values() for weight in found]
             if not nodes:
                 raise GraphMismatchError(

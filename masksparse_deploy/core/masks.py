@@ -332,7 +332,7 @@ def read_mask_set(path: Path) -> MaskSet:
         )
         positions = {
             key.removeprefix(_POSITIONS): PositionMask(layer=key.removeprefix(_POSITIONS), keep=value)
-            for key, value in tensors.items()
+            for key, value in sorted(tensors.items())
             if key.startswith(_POSITIONS)
         }
         masks = MaskSet(
