@@ -57,7 +57,7 @@ def learn_lines(report: LearnReport) -> list[str]:
     lines = []
     if report.layers:
         lines.append(
-            f"{report.pattern} along {_along(report.pattern)}: {_share(report.convolutions)} convolutions, "
+            f"{report.pattern} {_along(report.pattern)}: {_share(report.convolutions)} convolutions, "
             f"{_percent(report.macs.masked / report.macs.total)} of MACs, "
             f"{_percent(report.parameters.masked / report.parameters.total)} of parameters"
         )
@@ -88,8 +88,8 @@ def _along(pattern: str) -> str:
     """What the masks run along."""
     parsed = parse_pattern(pattern)
     if isinstance(parsed, BlockPattern):
-        return f"blocks of {parsed.n} output channels"
-    return "input and output channels" if parsed.transposable else "input channels"
+        return f"in blocks of {parsed.n} output channels"
+    return "along input and output channels" if parsed.transposable else "along input channels"
 
 
 def _recipe_lines(report: LearnReport) -> list[str]:

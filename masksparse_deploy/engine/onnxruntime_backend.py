@@ -99,6 +99,7 @@ class OnnxRuntimeBackend:
             layers=_layers(parse_graph(plan, name=str(plan_path)), source),
             exposed=source.exposed,
             sparse_kernels=_REWRITTEN if source.graph.metadata.get(ROLE) == ROLE_REWRITTEN else _NO_KERNELS,
+            own_operators=source.own_operators,
         )
         artifact.write(metadata_path(folder, name))
         progress(f"build {name}", 2, 2)

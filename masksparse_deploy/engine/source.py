@@ -10,6 +10,7 @@ import onnx.shape_inference
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import sha256_bytes
+from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import read_graph, weighted_layers
 
@@ -38,6 +39,13 @@ class Source:
     input_name: str
     input_shape: tuple[int | None, ...]
     exposed: tuple[str, ...]
+
+    @property
+    def own_operators(self) -> bool:
+        """Whether the file has operators that its dense twin has not: it was rewritten, or has masked positions."""
+        if self.graph.metadata.get(keys.ROLE) == keys.ROLE_REWRITTEN:
+            return True
+        return any(keys.POSITIONS in node.metadata for node in self.graph.nodes)
 
     def with_exposed_outputs(self) -> bytes:
         """The serialized model with the exposed tensors behind its own outputs; raises UsageError if one has no known type."""

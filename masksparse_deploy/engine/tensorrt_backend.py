@@ -95,6 +95,7 @@ class TensorRTBackend:
             layers=layers,
             exposed=source.exposed,
             sparse_kernels=count_sparse(layers),
+            own_operators=source.own_operators,
         )
         artifact.write(metadata_path(folder, name))
         progress(f"build {name}", 2, 2)

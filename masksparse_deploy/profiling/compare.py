@@ -123,7 +123,9 @@ def profile_pair(
 
 
 def _same_arithmetic(dense: EngineArtifact, sparse: EngineArtifact) -> bool:
-    """Whether both engines have the same layers and are known to run no sparse kernel."""
+    """Whether both engines have the same operators and are known to run no sparse kernel."""
+    if sparse.own_operators:
+        return False
     dense_layers, sparse_layers = ([layer.name for layer in engine.layers] for engine in (dense, sparse))
     return dense_layers == sparse_layers and all(layer.is_sparse is False for layer in sparse.layers)
 

@@ -7,7 +7,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.engine.source import precision_of, read_source
+from masksparse_deploy.graph.annotations import POSITIONS
 from masksparse_deploy.graph.reader import parse_graph, read_graph
+from tests.models.make_onnx import residual_pair
 
 
 def save(model: onnx.ModelProto, folder: Path) -> Path:
@@ -23,6 +25,21 @@ def matmul(dtype: int, *, extra_nodes: tuple[onnx.NodeProto, ...] = ()) -> bytes
     ends = [helper.make_tensor_value_info(name, dtype, [1, 4]) for name in ("x", "y")]
     graph = helper.make_graph([node, *extra_nodes], "g", ends[:1], ends[1:], [values])
     return bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString())
+
+
+@pytest.mark.parametrize(("role", "own"), [("sparse", False), ("dense", False), ("rewritten", True)])
+def test_rewritten_files_have_operators_of_their_own(tmp_path: Path, role: str, own: bool) -> None:
+    _, model = residual_pair()
+    for entry in model.metadata_props:
+        if entry.key == "masksparse.role":
+            entry.value = role
+    assert read_source(save(model, tmp_path)).own_operators is own
+
+
+def test_masked_positions_are_operators_of_their_own(tmp_path: Path) -> None:
+    _, model = residual_pair()
+    model.graph.node[0].metadata_props.add(key=POSITIONS, value="the digest of a mask")
+    assert read_source(save(model, tmp_path)).own_operators
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,16 @@ def test_a_speedup_without_sparse_kernels_is_invalid(
     assert all("both engines do the same arithmetic" in reason for reason in report.invalid_because)
 
 
+def test_a_rewritten_engine_may_be_faster_without_sparse_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = FakeClock()
+    backend = FakeBackend(clock, noisy(1.5))
+    monkeypatch.setattr(compare, "get_backend", lambda name: backend)
+    paths = [write_engine(tmp_path, name, own_operators=name == "sparse") for name in ("dense", "sparse")]
+    report = profile_pair(*paths, IMAGES, ENGINE, ProfileOptions(rounds=100), clock=clock)
+    assert report.invalid_because == ()
+    assert report.speedup.ratio == pytest.approx(1.5, rel=0.03)
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     covered = 0
     for seed in range(60):

@@ -29,6 +29,7 @@ class EngineArtifact(Document):
     """Metadata beside a plan. `plan` is a file name in the same folder; `source_sha256` is the ONNX file's digest.
 
     `sparse_kernels` says in words whether sparse kernels are in use ("this runtime has no 2:4 kernels").
+    `own_operators`: that file has operators that its dense twin has not, as it was rewritten or masks positions.
     `exposed` names the intermediate tensors that the engine returns besides the model's own outputs.
     """
 
@@ -45,6 +46,7 @@ class EngineArtifact(Document):
     layers: tuple[EngineLayer, ...]
     exposed: tuple[str, ...]
     sparse_kernels: str
+    own_operators: bool = False
 
 
 class BackendStatus(Record):
