@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx.inliner
 
@@ -148,7 +149,7 @@ class _Run:
         positions = 0 if size is None else gathered_positions(site, size, self._stopwatch.engine_options.batch)
         forms = (DENSE, *forms_of(site, self._block, positions))
         if len(forms) == 1 or size is None:
-            self._obstacles.setdefault(site.name, _UNKNOWN_SIZE if size is None else "no form of it computes less")
+            self._obstacles.setdefault(site.name, _UNKNOWN_SIZE if size is None else _no_form(site))
             return
         small = surrounded(self._graph, site, size)
         models = {str(form): rewritten(small, {LAYER: form}) for form in forms}
@@ -213,6 +214,12 @@ class _Run:
             speedup=timed.times.speedups[index] if timed is not None else None,
             interval=timed.times.intervals[index] if timed is not None else None,
         )
+
+
+def _no_form(site: Site) -> str:
+    if site.n is None and site.layer.weight.dtype != np.float32:
+        return f"rows are computed in float32, and its weights are {site.layer.weight.dtype}"
+    return "no form of it computes less"
 
 
 def _timed_forms(timed: TimedLayer) -> Iterator[TimedForm]:

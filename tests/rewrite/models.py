@@ -94,6 +94,29 @@ def residual_blocks(pattern: BlockPattern, **changes: Any) -> onnx.ModelProto:
     return model_of(nodes, constants, dict.fromkeys(("conv1", "conv2", "conv3"), pattern))
 
 
+def with_positions(model: onnx.ModelProto, layers: Sequence[str], seed: int = 0) -> onnx.ModelProto:
+    """The model with positions of some convolutions masked, drawn at random, as baking does it."""
+    random = np.random.default_rng(seed)
+    biases = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name not in layers:
+            continue
+        output, keep, constant = node.output[0], f"{node.name}.keep", f"{node.name}.constant"
+        node.output[0] = f"{output}.all"
+        shape = next(value for value in model.graph.value_info if value.name == output).type.tensor_type.shape
+        size = [dim.dim_value for dim in shape.dim[2:]]
+        arrays = {keep: random.random((1, 1, *size)) > 0.4, constant: biases[node.input[2]].reshape(1, -1, 1, 1)}
+        model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+        where = helper.make_node("Where", [keep, node.output[0], constant], [output], name=f"{node.name}.where")
+        where.metadata_props.add(key=keys.POSITIONS, value="0" * 64)
+        nodes.append(where)
+    rest = helper.make_graph(nodes, "graph", model.graph.input, model.graph.output, model.graph.initializer)
+    whole = helper.make_model(rest, opset_imports=model.opset_import, ir_version=model.ir_version)
+    return onnx.shape_inference.infer_shapes(whole, strict_mode=True)
+
+
 def run(model: onnx.ModelProto, images: Array = IMAGES) -> Array:
     """The output "y" of ONNX Runtime, every operator as written: none is fused into another or left out."""
     options = onnxruntime.SessionOptions()

@@ -16,7 +16,15 @@ from masksparse_deploy.rewrite import run as stage
 from masksparse_deploy.rewrite.run import rewrite
 from masksparse_deploy.rewrite.verify import differences
 from tests.rewrite.machine import FakeBackend, LatencyModel, convolutions, is_small
-from tests.rewrite.models import assert_same_function, blocked_weight, conv, layer_constants, model_of, residual_blocks
+from tests.rewrite.models import (
+    assert_same_function,
+    blocked_weight,
+    conv,
+    layer_constants,
+    model_of,
+    residual_blocks,
+    with_positions,
+)
 
 HALF = BlockPattern(n=4, rate=0.5)
 ENGINE = EngineOptions(batch=2, threads=1)
@@ -129,6 +137,28 @@ def test_the_network_decides_between_variants_of_a_form(tmp_path: Path, monkeypa
     assert report.speedup == pytest.approx(2 / 1.5)
 
 
+def test_blocks_and_masked_positions_of_one_network(tmp_path: Path) -> None:
+    """The layer with both takes the form that is faster."""
+    model = with_positions(residual_blocks(HALF), ["stem", "conv2"])
+
+    def latency_s(network: onnx.ModelProto) -> float:
+        products = sum(node.op_type == "Gemm" for node in network.graph.node)
+        return grouped_is(0.5)(network) + 0.2e-3 * products
+
+    report, _ = rewrite_with(latency_s, tmp_path, model)
+    layers = by_name(report)
+    assert {name: layer.form for name, layer in layers.items()} == {
+        "stem": "rows",
+        "conv1": "gathered",
+        "conv2": "rows",
+        "conv3": "gathered",
+    }
+    assert {timed.form for timed in layers["conv2"].times} == {"dense", "gathered", "rows"}
+    assert layers["conv2"].pattern == "1x4@0.5 + positions"
+    assert layers["stem"].computed_density == layers["stem"].density < 1
+    assert_same_function(model, onnx.load(tmp_path / "out" / "rewritten.onnx"))
+
+
 def test_known_times_are_taken_from_the_file(tmp_path: Path) -> None:
     first, before = rewrite_with(grouped_is(0.5), tmp_path)
     again, after = rewrite_with(grouped_is(0.5), tmp_path)
@@ -228,6 +258,23 @@ def test_layers_in_functions_are_rewritten(tmp_path: Path) -> None:
     report, _ = rewrite_with(grouped_is(0.5), tmp_path, model, mode="always")
     assert [layer.form for layer in report.layers] == ["gathered"]
     assert_same_function(model, onnx.load(tmp_path / "out" / "rewritten.onnx"))
+
+
+def test_layers_of_which_no_form_computes_less_stay_dense(tmp_path: Path) -> None:
+    """One group needs all channels, so that the others get all, too."""
+    weight = np.zeros((8, 4, 3, 3), np.float32)
+    weight[:4, :3] = weight[4:] = 1
+    model = model_of([conv("a", "x", "y")], layer_constants("a", weight), {"a": BlockPattern(n=4, rate=0.1, uniform=False)})
+    report, backend = rewrite_with(grouped_is(0.5), tmp_path, model)
+    assert [layer.reason for layer in report.layers] == ["no form of it computes less"] and backend.run_count == 0
+
+
+def test_masked_positions_in_half_precision_stay_dense(tmp_path: Path) -> None:
+    weights = layer_constants("a", np.ones((8, 4, 3, 3), np.float16))
+    nodes = [conv("a", "x", "b"), helper.make_node("Relu", ["b"], ["y"], name="relu")]
+    model = with_positions(model_of(nodes, weights, {}, element=TensorProto.FLOAT16), ["a"])
+    report, _ = rewrite_with(grouped_is(0.5), tmp_path, model)
+    assert [layer.reason for layer in report.layers] == ["rows are computed in float32, and its weights are float16"]
 
 
 def test_a_file_is_not_written_over_itself(tmp_path: Path) -> None:
