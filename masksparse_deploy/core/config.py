@@ -92,7 +92,10 @@ class MaskOptions(Options):
     batch_size: int = _option(128, "training images that a process handles at once", gt=0)
     accumulate: int = _option(1, "batches whose gradients are summed for one step", gt=0)
     learning_rate: float | None = _option(
-        None, "peak of the one-cycle schedule (AdamW; SGD with sparse-training); default: 0.01, with gumbel 0.1", gt=0
+        None,
+        "peak of the one-cycle schedule (AdamW; SGD where weights train); default: 0.01, with gumbel, subp, blocks and from "
+        "scratch 0.1",
+        gt=0,
     )
     distillation: float = _option(0.5, "weight of the dense model's soft labels in the loss; 1 needs no labels", ge=0, le=1)
     temperature: float = _option(2.0, "softmax temperature of the distillation", gt=0)

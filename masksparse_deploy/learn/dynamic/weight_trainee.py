@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.masks import LayerMask
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.dynamic.masked_weight import MaskedWeight
@@ -22,8 +23,9 @@ __all__ = ["WeightTrainee"]
 
 # Between the two best of short runs from the pretrained CIFAR-10 ResNet-20: docs/measurements/accuracy.md.
 _PEAK_LEARNING_RATE = 0.01
-# What networks of this kind are trained with at batches of 128 images (He et al. 2016, section 4.2).
-_PEAK_FROM_SCRATCH = 0.1
+# Of whole blocks training has more to make good, by runs that docs/measurements/blocks.md lists; and what networks of this
+# kind are trained with from fresh weights, at batches of 128 images (He et al. 2016, section 4.2).
+_LARGE_PEAK_LEARNING_RATE = 0.1
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-4
 
@@ -53,7 +55,8 @@ class WeightTrainee(Trainee):
         Raises:
             UsageError: what `draw_fresh_weights` raises.
         """
-        self.peak_learning_rate = _PEAK_LEARNING_RATE if fresh_seed is None else _PEAK_FROM_SCRATCH
+        far = fresh_seed is not None or isinstance(rule.pattern, BlockPattern)
+        self.peak_learning_rate = _LARGE_PEAK_LEARNING_RATE if far else _PEAK_LEARNING_RATE
         self._rule = rule
         self._parameters = {name: found for name, found in network.named_parameters() if found.is_floating_point()}
         self._before = {name: _array(parameter) for name, parameter in self._parameters.items()}

@@ -118,6 +118,7 @@ def test_the_first_step_is_the_hand_written_one(batch_size: int, accumulate: int
         "distillation": 0.0,
         "augment": "none",
         "batch_norm": False,
+        "learning_rate": 0.01,
     }
     Learner(tiny_cnn(), TRAIN, BLOCKS.model_copy(update=change), prepare).run_step()
 
