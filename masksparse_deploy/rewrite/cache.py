@@ -12,6 +12,7 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import canonical_json, output_error, sha256_bytes
+from masksparse_deploy.engine.processor import available_core_count
 
 __all__ = ["TimeStore", "Times", "time_key"]
 
@@ -97,6 +98,8 @@ def time_key(models: Mapping[str, onnx.ModelProto], options: EngineOptions, stat
             {
                 "models": [_structure_sha256(model) for model in models.values()],
                 "options": options.model_dump(mode="json"),
+                # 0 threads stand for all cores, which may be others next time
+                "cores": None if options.threads else available_core_count(),
                 "versions": status.versions,
                 "device": None if status.device is None else status.device.model_dump(mode="json"),
             }

@@ -27,6 +27,8 @@ _WARMUP_COUNT = 2
 # What an inference takes less than this, several are timed together in a round.
 _SHORT_S = 0.005
 _MOST_PER_ROUND = 10
+# No clock that is read here tells less apart.
+_SHORTEST_MS = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +98,8 @@ class Stopwatch:
                 images = np.random.default_rng(self.options.seed).standard_normal(shape, dtype=np.float32)
                 engines[name] = session.prepare(images)
             samples = sample_rounds(engines, self._sampling(engines, rounds), clock=self.clock, progress=progress)
+        # less than one step of the clock reads as zero
+        samples = {name: np.maximum(times, _SHORTEST_MS) for name, times in samples.items()}
         first = samples["form0"]
         ratios = [round_ratios(first, times) for times in samples.values()]
         intervals = [median_interval(values, _CONFIDENCE) for values in ratios]
