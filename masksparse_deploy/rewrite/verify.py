@@ -5,13 +5,18 @@ an operator reads, or the other form of a layer: the weights of the dense layer 
 sparse file's, bit for bit.
 """
 
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
 from masksparse_deploy.graph.model import Body, Graph, Node
 from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection, read_subsampling
 from masksparse_deploy.rewrite.blocks.read_parts import read_parts
 from masksparse_deploy.rewrite.rows.verify import RowsReader
 from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
 
-__all__ = ["differences"]
+__all__ = ["differences", "row_images"]
 
 # Each reads an operator of the rewritten file that is not simply the sparse file's, and returns whether it knows it.
 _READERS = (read_selection, read_subsampling, read_convolution, read_parts)
@@ -23,6 +28,34 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
     The same function in real arithmetic: sums may be taken in another order, and what is left out are products with zeros.
     Names of the sparse file's tensors mean the same in both files; annotations are not compared.
     """
+    trace, rows = _followed(sparse, rewritten)
+    computed = {name for node in rewritten.nodes for name in node.outputs}
+    missing = [node for node in sparse.nodes if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
+    trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
+    trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
+    trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
+    trace.findings += _captured_findings(sparse, rewritten)
+    return tuple(trace.findings)
+
+
+def row_images(sparse: Graph, rewritten: Graph, names: Iterable[str]) -> Mapping[str, tuple[str, npt.NDArray[np.int64]]]:
+    """Where tensors of the sparse file are that the rewritten one holds as rows (batch, rows, channels).
+
+    Args:
+        sparse: the sparse file.
+        rewritten: a file in which `differences` finds none.
+        names: tensors of images of the sparse file.
+
+    Returns:
+        name -> the tensor of rows, and the row of each position, int64 (height, width); without those that are in no rows.
+    """
+    _, rows = _followed(sparse, rewritten)
+    found = {name: rows.image(name) for name in names}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+def _followed(sparse: Graph, rewritten: Graph) -> tuple[Trace, RowsReader]:
+    """Read the operators of the rewritten file in their order."""
     trace = Trace(sparse, rewritten)
     for what in ("inputs", "outputs", "opsets"):
         expected, found = getattr(sparse, what), getattr(rewritten, what)
@@ -35,13 +68,7 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
             trace.findings.append(_unknown(trace, node))
         for name in node.outputs:  # what is wrong is told once, not again for all that reads it
             trace.held.setdefault(name, Held(name))
-    computed = {name for node in rewritten.nodes for name in node.outputs}
-    missing = [node for node in sparse.nodes if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
-    trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
-    trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
-    trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
-    trace.findings += _captured_findings(sparse, rewritten)
-    return tuple(trace.findings)
+    return trace, rows
 
 
 def _same_operator(trace: Trace, node: Node) -> bool:

@@ -1,5 +1,6 @@
 """The layers of a certificate in both files, each with what a runtime may fuse with it."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from masksparse_deploy.core.artifacts.certificate import Certificate, LayerBound
@@ -56,9 +57,9 @@ def layer_pairs(dense: Graph, sparse: Graph, certificate: Certificate) -> tuple[
     return tuple(pairs)
 
 
-def comparable(pairs: tuple[LayerPair, ...], built_from: Graph) -> tuple[LayerPair, ...]:
-    """The layers whose tensors the file has that the engine was built from: another form of a layer may hold them as rows."""
-    known = {*built_from.inputs, *(name for node in built_from.nodes for name in node.outputs)}
+def comparable(pairs: tuple[LayerPair, ...], built_from: Graph, elsewhere: Collection[str] = ()) -> tuple[LayerPair, ...]:
+    """The layers whose tensors can be known: those that the engine's file has, and those `elsewhere` in it, as rows."""
+    known = {*built_from.inputs, *(name for node in built_from.nodes for name in node.outputs), *elsewhere}
     return tuple(pair for pair in pairs if known.issuperset(pair.tensors))
 
 

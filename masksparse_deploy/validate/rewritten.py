@@ -24,12 +24,17 @@ class BuiltFrom:
     Attributes:
         graph: the file.
         path: where it lies.
-        is_rewritten: whether it is not the sparse file itself.
+        sparse: the sparse file that it was rewritten from; None if it is that file itself.
     """
 
     graph: Graph
     path: Path
-    is_rewritten: bool
+    sparse: Graph | None = None
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether it is not the sparse file itself."""
+        return self.sparse is not None
 
 
 def read_built_from(sparse: Graph, sparse_onnx: Path, report: RewriteReport | None, rewritten_onnx: Path | None) -> BuiltFrom:
@@ -48,14 +53,14 @@ def read_built_from(sparse: Graph, sparse_onnx: Path, report: RewriteReport | No
     if report is None:
         if rewritten_onnx is not None:
             raise UsageError(f"{rewritten_onnx} was given without the report of the rewrite: give rewrite.json too")
-        return BuiltFrom(graph=sparse, path=sparse_onnx, is_rewritten=False)
+        return BuiltFrom(graph=sparse, path=sparse_onnx)
     if report.sparse_sha256 != sparse.sha256:
         raise ArtifactError(
             f"the rewrite report is about another sparse ONNX file: recorded digest {report.sparse_sha256}, the file's digest "
             f"is {sparse.sha256}; run 'masksparse rewrite' again"
         )
     if report.rewritten_sha256 is None:
-        return BuiltFrom(graph=sparse, path=sparse_onnx, is_rewritten=False)
+        return BuiltFrom(graph=sparse, path=sparse_onnx)
     if rewritten_onnx is None:
         raise UsageError("the rewrite report names a rewritten file, and none was given: give rewritten.onnx too")
     graph = read_graph(rewritten_onnx)
@@ -64,7 +69,7 @@ def read_built_from(sparse: Graph, sparse_onnx: Path, report: RewriteReport | No
             f"{rewritten_onnx} is another file than 'masksparse rewrite' wrote: recorded digest {report.rewritten_sha256}, the "
             f"file's digest is {graph.sha256}; run 'masksparse rewrite' again"
         )
-    return BuiltFrom(graph=graph, path=rewritten_onnx, is_rewritten=True)
+    return BuiltFrom(graph=graph, path=rewritten_onnx, sparse=sparse)
 
 
 def check_rewritten(sparse: Graph, built_from: BuiltFrom) -> Check:
@@ -96,8 +101,8 @@ def compared_layers(changed: tuple[LayerPair, ...], compared: tuple[LayerPair, .
         unit="layers",
         verdict="inconclusive",
         detail=(
-            f"{len(names)} of {len(changed)} changed layers were not compared one by one: the rewritten file holds them as "
-            f"rows ({shown}); the check of that file and the comparisons of outputs cover them"
+            f"{len(names)} of {len(changed)} changed layers were not compared one by one: the rewritten file has no tensor "
+            f"that is their input or output ({shown}); the check of that file and the comparisons of outputs cover them"
         ),
         decides=False,
     )

@@ -39,6 +39,7 @@ from masksparse_deploy.validate.outputs import (
 from masksparse_deploy.validate.pair import Deployed, read_deployed
 from masksparse_deploy.validate.positions import check_positions, has_positions
 from masksparse_deploy.validate.rewritten import BuiltFrom, check_rewritten, compared_layers, read_built_from
+from masksparse_deploy.validate.rows import RowSession, find_rows
 from masksparse_deploy.validate.survival import check_survival, survival
 from masksparse_deploy.validate.variants import make_variants
 from masksparse_deploy.validate.verdict import overall_verdict
@@ -230,17 +231,19 @@ def _layer_checks(
 ) -> tuple[list[Check], tuple[LayerDeviation, ...], Attribution | None]:
     """Build an engine of the same file that also returns the changed layers, and compare them."""
     changed = layer_pairs(dense.graph, sparse.graph, certificate)
-    pairs = comparable(changed, built_from.graph)
+    places = find_rows(built_from, exposed_tensors(changed, sparse.graph))
+    pairs = comparable(changed, built_from.graph, places)
     in_another_form = [compared_layers(changed, pairs)] if len(pairs) < len(changed) else []
     if not pairs:
         return in_another_form or [layerwise_gate((), {}, gates)], (), None
     backend = get_backend(sparse.engine.backend)
-    exposed = exposed_tensors(pairs, sparse.graph)
+    exposed = tuple(places[name][0] if name in places else name for name in exposed_tensors(pairs, sparse.graph))
     engine = backend.build(built_from.path, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
     kernels = layer_kernels(pairs, engine)
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs
-    with backend.open(out / f"{LAYERS_ENGINE}.engine.json", threads=options.threads) as session:
+    with backend.open(out / f"{LAYERS_ENGINE}.engine.json", threads=options.threads) as opened:
+        session = RowSession(opened, places)
         layers = compare_layers(
             session,
             pairs,

@@ -6,13 +6,16 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import onnx
+import onnx_ir as ir
 import pytest
 from safetensors.numpy import save_file
 
+from masksparse_deploy.bake.storage import to_proto
 from masksparse_deploy.certify.run import certify
 from masksparse_deploy.core.artifacts.baking import BakedPositions, BakeReport
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.config import CertifyOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.samples import Samples
@@ -20,12 +23,14 @@ from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.positions import position_masks
 from masksparse_deploy.graph.reader import parse_graph, read_graph
+from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.validate.layers import comparable, layer_pairs
 from masksparse_deploy.validate.positions import CHECK_NAME, check_positions
 from masksparse_deploy.validate.rewritten import compared_layers
 from tests.models.make_onnx import MASKED_LAYERS, residual_pair
 from tests.models.positions import random_positions, with_positions
 from tests.validate.deployment import OPTIONS, Deployment, failed, named, set_constant
+from tests.validate.test_rewritten import rewrite_report
 
 KEEP, CONSTANT = "layer1.conv1.out.kept_positions", "layer1.conv1.out.dropped_value"
 
@@ -189,9 +194,60 @@ def test_layers_that_the_engine_holds_in_another_form_are_named(template: Deploy
 
     check = compared_layers(pairs, compared)
     assert (check.verdict, check.decides, check.measured) == ("inconclusive", False, len(left))
-    assert "not compared one by one: the rewritten file holds them as rows" in check.detail
+    assert "not compared one by one: the rewritten file has no tensor that is their input or output" in check.detail
 
 
-def test_the_engine_is_the_sparse_files(template: Deployment) -> None:
-    engine = EngineArtifact.read(template.folder / "sparse.engine.json")
-    assert engine.source_sha256 == read_graph(template.folder / "sparse.onnx").sha256
+@pytest.fixture(scope="module")
+def rows(template: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Deployment:
+    """The same with an engine that holds the three masked layers as rows."""
+    folder = tmp_path_factory.mktemp("rows")
+    shutil.copytree(template.folder, folder, dirs_exist_ok=True)
+    model = ir.load(folder / "sparse.onnx")
+    transform(model, list(random_positions()))
+    onnx.save(to_proto(model), folder / "rewritten.onnx")
+    OnnxRuntimeBackend().build(folder / "rewritten.onnx", folder, OPTIONS, name="sparse")
+    return Deployment(folder=folder, samples=template.samples, certificate=template.certificate)
+
+
+def validated(deployment: Deployment) -> ValidationReport:
+    arguments = {"rewrite": rewrite_report(deployment.folder), "rewritten_onnx": deployment.folder / "rewritten.onnx"}
+    return deployment.validate(**arguments, baked=bake_report(deployment.folder))
+
+
+def test_layers_held_as_rows_are_compared_as_the_images_they_are(rows: Deployment) -> None:
+    report = validated(rows)
+    assert report.verdict == "pass", [check for check in report.checks if check.verdict != "pass"]
+    assert {layer.node: layer.verdict for layer in report.layers} == dict.fromkeys(MASKED_LAYERS, "pass")
+    assert all(1e-3 < layer.rounding_ratio < 1 for layer in report.layers)
+    assert "layers in another form" not in {check.name for check in report.checks}
+    assert named(report, CHECK_NAME).detail.endswith("see the check of the rewritten file")
+    graph = read_graph(rows.folder / "rewritten.onnx")
+    assert not {"layer1.conv1.out", "layer1.relu1.out"} & {name for node in graph.nodes for name in node.outputs}
+
+
+def test_a_weight_of_rows_changed_in_the_plan(rows: Deployment, tmp_path: Path) -> None:
+    shutil.copytree(rows.folder, tmp_path, dirs_exist_ok=True)
+    deployment = Deployment(folder=tmp_path, samples=rows.samples, certificate=rows.certificate)
+    graph = read_graph(tmp_path / "rewritten.onnx")
+    name = next(node.inputs[1] for node in graph.nodes if node.op == "Gemm")
+
+    def change(array: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        array[np.unravel_index(np.abs(array).argmax(), array.shape)] *= 1.01
+        return array
+
+    deployment.change_plan(lambda model: set_constant(model, name, change))
+    report = validated(deployment)
+    assert report.verdict == "fail"
+    assert failed(report) >= {"weights of the sparse plan", "sparse engine against float64"}
+
+
+def test_rows_read_from_elsewhere_in_the_rewritten_file(rows: Deployment, tmp_path: Path) -> None:
+    shutil.copytree(rows.folder, tmp_path, dirs_exist_ok=True)
+    deployment = Deployment(folder=tmp_path, samples=rows.samples, certificate=rows.certificate)
+    model = onnx.load(tmp_path / "rewritten.onnx")
+    name = next(node.input[1] for node in model.graph.node if node.op_type == "Gather")
+    set_constant(model, name, lambda indices: np.where(np.arange(len(indices)) == 5, indices[6], indices))
+    onnx.save(model, tmp_path / "rewritten.onnx")
+    OnnxRuntimeBackend().build(tmp_path / "rewritten.onnx", tmp_path, OPTIONS, name="sparse")
+    report = validated(deployment)
+    assert failed(report) >= {"rewritten file", "sparse engine against float64", "sparse engine against PyTorch"}

@@ -72,6 +72,19 @@ class RowsReader:
             self._rows[name] = found
         return found is not None
 
+    def image(self, name: str) -> tuple[str, Ids] | None:
+        """The rows that a tensor of the sparse file is in, and the row of each position, int64 (height, width)."""
+        expected, size = self._expected.positions(name), self._expected.size(name)
+        if expected is None or size is None:
+            return None
+        for found, rows in self._rows.items():
+            if rows.form != "rows" or rows.channels != size[0]:
+                continue
+            places = {symbol: row for row, symbol in enumerate(rows.symbols.tolist())}
+            if all(symbol in places for symbol in expected.reshape(-1).tolist()):
+                return found, np.array([places[symbol] for symbol in expected.reshape(-1).tolist()]).reshape(expected.shape)
+        return None
+
     def _compare(self, trace: Trace, node: Node) -> bool:
         """Hold images made of rows against what the sparse file computes under that name."""
         rows, (name,) = self._of(node.inputs[0], "images"), node.outputs
