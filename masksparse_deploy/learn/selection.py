@@ -72,6 +72,11 @@ def select(
         OutputError: `out` cannot be written.
     """
     pattern = parse_pattern(mask_options.pattern)
+    if mask_options.method == "positions":
+        raise UsageError(
+            "method 'positions' masks no weights, and select measures layers under masks of weights; name the layers whose "
+            "positions are left out in mask.include or mask.exclude, and rewrite chooses by speed"
+        )
     if isinstance(pattern, BlockPattern):
         raise UsageError(
             f"mask.pattern {pattern} asks for 1xN blocks, and select measures layers under N:M masks, which weights bear "

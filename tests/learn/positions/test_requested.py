@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 
-from masksparse_deploy.core.config import MaskOptions
+from masksparse_deploy.core.config import DataOptions, MaskOptions, ModelOptions, SelectOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.learn.positions.requested import check_position_options
+from masksparse_deploy.learn.selection import select
 
 WEIGHTS = "is about masks of weights, and method 'positions' masks none; remove it, or use sparse-training, subp or blocks"
 
@@ -38,3 +41,11 @@ def test_options_that_do_not_go_with_the_method(change: dict[str, object], messa
     with pytest.raises(UsageError) as caught:
         check_position_options(MaskOptions(**{"method": "positions", "position_rate": 0.2, **change}))
     assert str(caught.value).startswith(message)
+
+
+def test_select_is_for_masks_of_weights(tmp_path: Path) -> None:
+    model, data = ModelOptions(factory="no:network", weights="none"), DataOptions(train="none", test="none")
+    mask = MaskOptions(method="positions", position_rate=0.2)
+    with pytest.raises(UsageError, match="method 'positions' masks no weights, and select measures layers under masks of"):
+        select(model, data, mask, SelectOptions(), folder=tmp_path, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
