@@ -15,6 +15,7 @@ EXTRAS = {
     "jinja2": "report",
     "onnx_ir": "learn",
     "onnxscript": "learn",
+    "openvino": "openvino",
     "ortools": "transposable",
     "plotly": "report",
     "tensorboard": "tensorboard",
