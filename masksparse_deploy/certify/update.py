@@ -11,11 +11,21 @@ import numpy.typing as npt
 from masksparse_deploy.certify.data_free import Allowance, DataFree
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair
+from masksparse_deploy.certify.positions import LayerPositions, Masks, difference_norm
 from masksparse_deploy.certify.rule import NoRuleError
 from masksparse_deploy.core.artifacts.updating import LayerBudget
-from masksparse_deploy.graph.model import Node
+from masksparse_deploy.graph.model import Graph, Node
 
-__all__ = ["Budgets", "LayerPair", "LayerUpdate", "find_budgets", "frobenius_factor", "layer_pairs", "other_changes"]
+__all__ = [
+    "Budgets",
+    "LayerPair",
+    "LayerUpdate",
+    "find_budgets",
+    "frobenius_factor",
+    "layer_pairs",
+    "other_changes",
+    "removed_change",
+]
 
 Array = npt.NDArray[Any]
 
@@ -36,6 +46,7 @@ class LayerPair:
         dense: its weight; `sparse` that of the sparse file.
         dense_offset: its bias, zeros if it has none; `sparse_offset` likewise.
         positions: outputs for each element of the bias.
+        masks: which of them are computed; None if all.
     """
 
     node: Node
@@ -44,6 +55,7 @@ class LayerPair:
     dense_offset: Array
     sparse_offset: Array
     positions: int
+    masks: LayerPositions | None = None
 
     @property
     def removed(self) -> Array:
@@ -56,13 +68,28 @@ class LayerPair:
         """How many times ||D||_F an update can change K - K~ by: 0 without a mask, 1 with nothing but a mask, 2 otherwise.
 
         With D in the dense file, a mask alone makes it keep * D in the sparse one, and D - keep * D is no longer than D.
-        Statistics or weights of its own let the sparse file change by another D~, and ||D - D~|| <= ||D|| + ||D~||.
+        Statistics or weights of its own let the sparse file change by another D~, and ||D - D~|| <= ||D|| + ||D~||. Where only
+        one network computes a position, its whole D counts; ||M D - M~ D~|| <= ||D|| + ||D~|| as well.
         """
         if not np.array_equal(self.dense_offset, self.sparse_offset):
             return 2
         if np.array_equal(self.dense, self.sparse):
-            return 0
+            return sum(self._one_sided)
+        if any(self._one_sided):
+            return 2
         return 1 if np.array_equal(self.sparse, self.dense - self.removed) else 2
+
+    @property
+    def _one_sided(self) -> tuple[bool, bool]:
+        """Whether there are positions that the dense network alone computes, and that the sparse one alone does."""
+        masks = self.masks
+        return (False, False) if masks is None else (bool(masks.dense_only.any()), bool(masks.sparse_only.any()))
+
+    def moved(self, dense: Array, sparse: Array) -> float:
+        """||M D - M~ D~||, from above, in the norm in which ||D|| is ||D||_F: of D - D~ alone where nothing is masked."""
+        sides = zip((dense, sparse), self._one_sided, strict=True)
+        whole = math.hypot(_norm(dense - sparse), *(_norm(array) for array, counts in sides if counts))
+        return min(whole, _norm(dense) + _norm(sparse)) if any(self._one_sided) else whole
 
     @property
     def offset_spread(self) -> int:
@@ -72,7 +99,7 @@ class LayerPair:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerUpdate:
-    """How far an update moved one layer: ||D||_F, ||D~||_F, ||D - D~||_F, and the same in l2 for the biases."""
+    """How far an update moved one layer: ||D||_F, ||D~||_F, ||M D - M~ D~||_F, and the same in l2 for the biases."""
 
     dense: float
     sparse: float
@@ -89,7 +116,7 @@ class LayerUpdate:
         return cls(
             dense=_norm(weights[0]),
             sparse=_norm(weights[1]),
-            difference=_norm(weights[0] - weights[1]),
+            difference=old.moved(*weights),
             dense_offset=_norm(offsets[0]),
             sparse_offset=_norm(offsets[1]),
             offset_difference=_norm(offsets[0] - offsets[1]),
@@ -163,12 +190,16 @@ def layer_pairs(pair: Pair, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
             dense_offset=offsets[0],
             sparse_offset=offsets[1],
             positions=math.prod(result) // channels,
+            masks=pair.positions(node),
         )
     return found
 
 
 def other_changes(old: Pair, new: Pair, layers: Mapping[str, LayerPair]) -> tuple[str, ...]:
-    """Operators that are not among `layers` and read other constants than before: no budget covers them; sorted names."""
+    """Operators that are not among `layers` and read other constants than before: no budget covers them; sorted names.
+
+    Among them are layers of which other positions are masked, or hold something else in relation to the bias.
+    """
     changed = set()
     for before, after in ((old.dense, new.dense), (old.sparse, new.sparse)):
         for node in before.nodes:
@@ -179,7 +210,40 @@ def other_changes(old: Pair, new: Pair, layers: Mapping[str, LayerPair]) -> tupl
             )
             if moved and node.outputs[0] not in layers:
                 changed.add(f"{node.op} {node.name}")
+    for node in old.dense.nodes:
+        held = [[_held(node, pair.dense, pair.dense_masks), _held(node, pair.sparse, pair.sparse_masks)] for pair in (old, new)]
+        if any(not np.array_equal(one, other) for one, other in zip(*held, strict=True)):
+            changed.add(f"{node.op} {node.name}")
     return tuple(sorted(changed))
+
+
+def _held(node: Node, graph: Graph, masks: Masks) -> Array:
+    """What masked positions of a layer hold, the bias subtracted, (channels, height, width); infinity elsewhere."""
+    masked = masks.get(node.outputs[0])
+    if masked is None:
+        return np.zeros(0)
+    bias = graph.constants.get(node.inputs[2]) if len(node.inputs) > 2 else None
+    constant = masked.constant.astype(np.float64)
+    above = constant if bias is None else constant - bias.astype(np.float64)
+    return np.where(masked.keep, np.inf, above[:, None, None])
+
+
+def removed_change(before: LayerPair, after: LayerPair, shape: tuple[int, ...], norms: NormCache) -> tuple[float, float]:
+    """How much larger an update can make the norm of what masks remove from one layer.
+
+    Args:
+        before: the layer before the update.
+        after: the same layer after it.
+        shape: of its input, without the batch.
+        norms: operator norms known so far.
+
+    Returns:
+        A bound of the operator norm of the difference, and c times its Frobenius norm, which bounds it as well.
+    """
+    remaining = [layer.dense - layer.removed for layer in (before, after)]
+    moves = after.dense - before.dense, remaining[1] - remaining[0]
+    norm = difference_norm(before.node, *moves, before.masks, shape, norms).value
+    return norm, frobenius_factor(before.node, before.dense) * before.moved(*moves)
 
 
 def frobenius_factor(node: Node, weight: Array) -> float:

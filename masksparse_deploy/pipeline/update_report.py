@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 from masksparse_deploy.certify.layers import known_shapes
-from masksparse_deploy.certify.lipschitz import weight_norm
 from masksparse_deploy.certify.norms.store import NormStore
 from masksparse_deploy.certify.operator_norm import NormCache
 from masksparse_deploy.certify.pairing import Pair, read_pair
@@ -17,9 +16,9 @@ from masksparse_deploy.certify.update import (
     LayerPair,
     LayerUpdate,
     find_budgets,
-    frobenius_factor,
     layer_pairs,
     other_changes,
+    removed_change,
 )
 from masksparse_deploy.core.artifacts.certificate import LAYERWISE, Certificate, LayerBound
 from masksparse_deploy.core.artifacts.updating import ComparedClaim, Comparison, MaskFit, UpdatedLayer
@@ -118,10 +117,9 @@ def _updated_layer(name: str, old: Certified, new: Certified) -> UpdatedLayer:
     offset_budget = budget.end_to_end_offset
     total = frobenius = None
     if node.name in old.bounds and node.name in new.bounds:
-        added = after.removed - before.removed
         start = old.bounds[node.name].removed_norm
-        total = (start + weight_norm(node, added, old.shapes[node.inputs[0]], new.norms).value) * _SUM
-        frobenius = (start + frobenius_factor(node, added) * LayerUpdate.size(added)) * _SUM
+        added = removed_change(before, after, tuple(old.shapes[node.inputs[0]]), new.norms)
+        total, frobenius = ((start + more) * _SUM for more in added)
     return UpdatedLayer(
         layer=old.pair.stored_names.get(name, node.name).removesuffix(".weight"),
         node=node.name,
