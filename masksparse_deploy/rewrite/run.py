@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx.inliner
 
 from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport, TimedForm
 from masksparse_deploy.core.channel_block import channel_block
@@ -16,7 +15,6 @@ from masksparse_deploy.core.files import make_folder, write_atomic
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.protocol import Backend
 from masksparse_deploy.engine.select import choose_backend
-from masksparse_deploy.graph.annotations import ROLE, ROLE_REWRITTEN
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import parse_graph, read_graph
 from masksparse_deploy.profiling.sampling import Clock
@@ -24,6 +22,7 @@ from masksparse_deploy.rewrite.cache import TimeStore
 from masksparse_deploy.rewrite.choose import Choice, TimedLayer, choose_forms
 from masksparse_deploy.rewrite.forms import DENSE, forms_of, gathered_positions, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch
+from masksparse_deploy.rewrite.model_file import load_model, rewritten_bytes
 from masksparse_deploy.rewrite.sites import Site, find_sites
 from masksparse_deploy.rewrite.surroundings import LAYER, input_size, surrounded
 from masksparse_deploy.rewrite.verify import differences
@@ -34,7 +33,6 @@ REWRITTEN_NAME = "rewritten.onnx"
 REPORT_NAME = "rewrite.json"
 CACHE_NAME = "rewrite_times.json"
 
-_LARGEST_MODEL_BYTES = 2**31 - 1
 _NOTHING = "the file has no layer with 1xN blocks or masked positions: nothing to rewrite"
 _UNKNOWN_SIZE = "the file does not fix the height and width of its input, so that it cannot be timed"
 
@@ -112,11 +110,11 @@ class _Run:
         if not self._sites:
             self._remarks.append(_NOTHING)
         elif self._options.mode != "never":
-            source = _load(self._path)
+            source = load_model(self._path)
             choice = self._always(source) if self._options.mode == "always" else self._measured(source)
         path, digest = make_folder(out) / REWRITTEN_NAME, None
         if source is not None and choice.forms:
-            content = _serialized(_marked(rewritten(source, choice.forms)), self._path)
+            content = rewritten_bytes(rewritten(source, choice.forms), self._path)
             written = parse_graph(content, name=str(path))
             wrong = differences(self._graph, written)
             if wrong:
@@ -225,41 +223,3 @@ def _no_form(site: Site) -> str:
 def _timed_forms(timed: TimedLayer) -> Iterator[TimedForm]:
     for form, median_ms in zip(timed.forms, timed.times.median_ms, strict=True):
         yield TimedForm(form=form.name, variant=form.variant, median_ms=median_ms, from_cache=timed.from_cache)
-
-
-def _load(path: Path) -> onnx.ModelProto:
-    """The file with the weights that lie in other files, functions inlined and nodes named as `read_graph` does."""
-    try:
-        model = onnx.load(path)
-    except ValueError as error:  # what protobuf raises above 2 GB
-        raise _too_large(path) from error
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    taken = {node.name for node in model.graph.node}
-    for index, node in enumerate(model.graph.node):
-        name = node.name or f"{node.op_type}_{index}"
-        while not node.name and name in taken:
-            name += "_"
-        node.name = name
-    return model
-
-
-def _marked(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model, saying that it was rewritten."""
-    roles = [entry for entry in model.metadata_props if entry.key == ROLE]
-    for entry in roles or [model.metadata_props.add(key=ROLE)]:
-        entry.value = ROLE_REWRITTEN
-    return model
-
-
-def _serialized(model: onnx.ModelProto, path: Path) -> bytes:
-    if model.ByteSize() > _LARGEST_MODEL_BYTES:
-        raise _too_large(path)
-    return bytes(model.SerializeToString(deterministic=True))
-
-
-def _too_large(path: Path) -> UsageError:
-    return UsageError(
-        f"{path} and its data files are more than the 2 GB that one file holds; rewrite a smaller model, or leave the stage "
-        "out with rewrite.mode never"
-    )
