@@ -141,7 +141,7 @@ class MaskOptions(Options):
         "held-out", "how the map of positions is chosen: best of several on images held out, or the step of the lowest loss"
     )
     position_ramp_end: float = _option(
-        0.9,
+        0.25,
         "share of the steps, above 0.1, after which the whole rate is dropped, by one map",
         gt=0.1,
         lt=1,

@@ -90,7 +90,8 @@ def learner(change: Mapping[str, object], made: list[PositionTrainee]) -> Learne
 @pytest.mark.parametrize("selection", ["held-out", "training-loss"])
 def test_a_fresh_map_in_every_step_of_the_ramp_and_one_from_its_end_on(selection: str) -> None:
     made: list[PositionTrainee] = []
-    run = learner({"epochs": 10, "position_selection": selection, "position_rate": 0.5}, made)
+    change = {"position_selection": selection, "position_rate": 0.5, "position_ramp_end": 0.9}
+    run = learner({"epochs": 10, **change}, made)
     total, digests, dropped = run.total_steps, [], []
     for _ in range(total):
         run.run_step()
@@ -125,8 +126,8 @@ def test_statistics_in_training_have_the_zeros_in_them() -> None:
 @pytest.mark.parametrize("selection", ["held-out", "training-loss"])
 @pytest.mark.parametrize("last_step", [2, 4, 6, 7])
 def test_interrupted_training_ends_with_the_same_bytes(tmp_path: Path, selection: str, last_step: int) -> None:
-    # Of 2 x 3 steps and of 84 images; the map is settled in the last.
-    change = {"position_selection": selection, "checkpoint_steps": 1, "epochs": 4, "accumulate": 1}
+    # Of 8 or 12 steps, the map is settled after half of them.
+    change = {"position_selection": selection, "checkpoint_steps": 1, "epochs": 4, "position_ramp_end": 0.5}
 
     def interrupt(description: str, done: int, total: int) -> None:
         if done == last_step:
