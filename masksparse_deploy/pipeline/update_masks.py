@@ -149,7 +149,8 @@ class _Kept:
 
     @classmethod
     def sum(cls, parts: Mapping[str, "_Kept"]) -> "_Kept":
-        return cls(np.sum([part.sums for part in parts.values()], axis=0))
+        # Of a network that only leaves positions out, no weight is masked.
+        return cls(np.sum([np.zeros(4), *(part.sums for part in parts.values())], axis=0))
 
     @property
     def norm(self) -> float:

@@ -11,6 +11,7 @@ from masksparse_deploy.core.config import MaskOptions, ModelOptions, UpdateOptio
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.core.patterns import NMPattern
+from masksparse_deploy.core.positions import PositionMask
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.pipeline.update_masks import NETWORK, carried_over, fit_of_masks, masked_weights, source_of_statistics
 from masksparse_deploy.pipeline.update_report import advice
@@ -108,6 +109,22 @@ def test_statistics_are_those_of_the_masked_network_with_the_new_weights() -> No
     mean = first.mean((0, 2, 3)).numpy()
     assert np.abs(new.statistics["bn.running_mean"] - mean).max() < 1e-5
     assert set(new.statistics) == {n for n in model.state_dict() if n.endswith(("running_mean", "running_var"))}
+
+
+def test_statistics_are_those_of_a_network_that_leaves_positions_out() -> None:
+    train = Samples(example_images(64))
+    keep = np.arange(16).reshape(4, 4) % 3 > 0
+    positions = {"block.conv1": PositionMask(layer="block.conv1", keep=keep)}
+    masks = MaskSet(layers={}, source_sha256="", method="positions", positions=positions)
+    name, options = "block.bn1.running_mean", OPTIONS.model_copy(update={"augment": "none"})
+    arguments = {"source_sha256": "", "statistics": "re-estimated", "train": train, "options": options}
+    carried, dense = (
+        carried_over(chosen, tiny_cnn(), **arguments).statistics[name] for chosen in (masks, replace(masks, positions={}))
+    )
+    # The mean of what is dropped is 0.
+    assert np.abs(carried - dense).max() > 0.01
+    (network,) = fit_of_masks(masks, {}, None, points=2.0)
+    assert (network.layer, network.norm) == (NETWORK, 1.0)
 
 
 def test_masks_of_a_network_in_another_order_of_channels(tmp_path: Path) -> None:
