@@ -46,7 +46,7 @@ from masksparse_deploy.learn.sparsifier import Outcome
 from masksparse_deploy.learn.training import Training
 from tools.cifar10_acceptance import MEAN, MODEL_FILE, NETWORKS, STD
 
-__all__ = ["main", "table"]
+__all__ = ["accuracy_of", "by_row", "main", "row_of", "table"]
 
 # "dense" trains all weights without masks: what the same budget brings the network that is compared with.
 METHODS = ("dense", "subp", "blocks", "sparse-training", "positions")
@@ -104,25 +104,31 @@ def table(results: Iterable[dict[str, Any]]) -> str:
     Args:
         results: what runs wrote.
     """
-    rows: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for result in results:
-        rows.setdefault(_row(result), []).append(result)
+    rows = by_row(results)
     lines = ["| network | masks | weights kept | accuracy | spread | seeds | dense |", "|---|---|---|---|---|---|---|"]
-    for (network, masks), runs in sorted(rows.items(), key=lambda row: (row[0][0], -_accuracies(row[1])[0])):
-        mean, spread = _accuracies(runs)
+    for (network, masks), runs in sorted(rows.items(), key=lambda row: (row[0][0], -accuracy_of(row[1])[0])):
+        mean, spread = accuracy_of(runs)
         kept, dense = runs[0]["kept_share"], runs[0]["dense_correct"] / runs[0]["total"]
         deviation = "" if spread is None else f"{spread:.2f}"
         lines.append(f"| {network} | {masks} | {kept:.1%} | {mean:.2f} % | {deviation} | {len(runs)} | {dense:.2%} |")
     return "\n".join(lines)
 
 
-def _accuracies(runs: Sequence[dict[str, Any]]) -> tuple[float, float | None]:
+def by_row(results: Iterable[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Results that differ by their seed alone, under their `row_of`."""
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for result in results:
+        rows.setdefault(row_of(result), []).append(result)
+    return rows
+
+
+def accuracy_of(runs: Sequence[dict[str, Any]]) -> tuple[float, float | None]:
     """Mean and standard deviation, in percent; no deviation of a single run."""
     values = [100 * run["correct"] / run["total"] for run in runs]
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
-def _row(result: dict[str, Any]) -> tuple[str, str]:
+def row_of(result: dict[str, Any]) -> tuple[str, str]:
     """What stands before the figures: the network, and whatever is not its default."""
     options = result["options"]
     words = [result["method"]]
