@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from masksparse_deploy.rewrite.rows.builder import RowBuilder
 from masksparse_deploy.rewrite.rows.find import RowConvolution
-from masksparse_deploy.rewrite.rows.grouping import Group, Segment, plan_groups
+from masksparse_deploy.rewrite.rows.grouping import Group, GroupCosts, Segment, plan_groups
 from masksparse_deploy.rewrite.rows.layout import CONSTANT, RowLayout, window_rows
 from masksparse_deploy.rewrite.rows.tensor import RowTensor, with_zero_row
 
@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
-def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor) -> RowTensor:
+def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor, costs: GroupCosts) -> RowTensor:
     """Compute the positions that are kept; behind them lie a row for those that are not, if there are any, and one of zeros."""
     if any(found.pads):
         source = with_zero_row(build, source)
@@ -28,7 +28,13 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor)
         windows = np.where(
             windows == CONSTANT, -1 if source.layout.constant_row is None else source.layout.constant_row, windows
         )
-    segments = plan_groups(windows, kernel_width=found.kernel[1], in_channels=source.channels, out_channels=len(found.weight))
+    segments = plan_groups(
+        windows,
+        kernel_width=found.kernel[1],
+        in_channels=source.channels,
+        out_channels=len(found.weight),
+        costs=costs,
+    )
     work = _Convolution(build, found, source, windows)
     is_masked = len(positions) < found.keep.size
     order, value = work.first(segments[0], is_masked)

@@ -72,9 +72,9 @@ _MOST_KINDS = 512
 
 
 def plan_groups(
-    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts | None = None
+    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts
 ) -> tuple[Segment, ...]:
-    """Choose segments and groups for a convolution: one segment, or one for each row of the kernel, whichever costs less.
+    """Choose segments and groups for a convolution: segments of all taps, of a kernel row or of one tap, whichever cost least.
 
     Args:
         windows: int64 (positions, taps) as `window_rows` gives them. CONSTANT and PADDING may be left out of products.
@@ -83,7 +83,6 @@ def plan_groups(
         out_channels: of the convolution.
         costs: what operators cost.
     """
-    costs = costs or GroupCosts()
     count, tap_count = windows.shape
     every_tap = tuple(range(tap_count))
     lengths = sorted({1, kernel_width, tap_count})

@@ -15,12 +15,13 @@ from masksparse_deploy.rewrite.rows.builder import RowBuilder
 from masksparse_deploy.rewrite.rows.convolution import add_convolution
 from masksparse_deploy.rewrite.rows.elementwise import add_elementwise, is_elementwise, row_inputs
 from masksparse_deploy.rewrite.rows.find import is_masked, obstacle, read_convolution
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.rows.tensor import RowTensor, from_images, to_images
 
 __all__ = ["transform"]
 
 
-def transform(model: ir.Model, layers: Collection[str]) -> None:
+def transform(model: ir.Model, layers: Collection[str], *, costs: GroupCosts | None = None) -> None:
     """Bring convolutions into the form of rows, in place; names of tensors that stay (batch, channels, height, width) stay.
 
     A convolution of 1x1 between two of them, as in a shortcut, is brought there too, so that its neighbours stay in rows.
@@ -28,6 +29,7 @@ def transform(model: ir.Model, layers: Collection[str]) -> None:
     Args:
         model: the sparse file.
         layers: names of Conv nodes of the main graph, masked or not.
+        costs: what operators cost, for the choice of groups.
 
     Raises:
         ArtifactError: a layer cannot be brought into this form, as its height and width are not fixed.
@@ -57,7 +59,7 @@ def transform(model: ir.Model, layers: Collection[str]) -> None:
         build.before = node
         if node in convolutions:
             output = convolutions[node].output
-            known[output] = add_convolution(build, convolutions[node], rows_of(node.inputs[0]))
+            known[output] = add_convolution(build, convolutions[node], rows_of(node.inputs[0]), costs or GroupCosts())
         else:
             output = node.outputs[0]
             known[output] = add_elementwise(build, node, [rows_of(value) for value in row_inputs(node)])

@@ -1,6 +1,6 @@
 """Small networks with masked positions in the form that baking gives them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.rewrite.verify import differences
 
-__all__ = ["Network", "findings", "in_rows", "residual_network"]
+__all__ = ["ONLY_PRODUCTS", "Network", "findings", "in_rows", "residual_network"]
 
 Array = npt.NDArray[Any]
 
@@ -96,10 +97,14 @@ def residual_network(batch: int | str = "batch", density: float = 0.6) -> onnx.M
     return net.model(net.add("Gemm", [x, weight], "fc", transB=1))
 
 
-def in_rows(model: onnx.ModelProto, layers: Sequence[str]) -> onnx.ModelProto:
+# Operators cost nothing and weights are read for free, so that groups leave out all they can, as in large networks.
+ONLY_PRODUCTS = GroupCosts(rows_of_weights=0, operators=0, gathered=0, added=0)
+
+
+def in_rows(model: onnx.ModelProto, layers: Sequence[str], costs: GroupCosts | None = None) -> onnx.ModelProto:
     """The model with these layers in the form of rows."""
     parsed = ir.from_proto(model)
-    transform(parsed, layers)
+    transform(parsed, layers, costs=costs)
     written = ir.to_proto(parsed)
     onnx.checker.check_model(written, full_check=True)
     return written
@@ -109,8 +114,3 @@ def findings(model: onnx.ModelProto, rewritten: onnx.ModelProto) -> tuple[str, .
     """What the check of the rewrite stage says."""
     graphs = [parse_graph(one.SerializeToString(), name=name) for one, name in ((model, "sparse"), (rewritten, "rewritten"))]
     return differences(*graphs)
-
-
-def attributes_of(node: onnx.NodeProto) -> Mapping[str, Any]:
-    """The attributes of an operator."""
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}

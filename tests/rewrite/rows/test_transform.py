@@ -1,5 +1,6 @@
 """Convolutions in the form of rows compute what they computed, at every batch, whatever surrounds them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from tests.rewrite.rows.models import Network, findings, in_rows, residual_network
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
+from tests.rewrite.rows.models import ONLY_PRODUCTS, Network, findings, in_rows, residual_network
 
 Array = npt.NDArray[Any]
 
@@ -21,18 +23,22 @@ def outputs(model: onnx.ModelProto, images: Array) -> Array:
     return np.asarray(result)
 
 
-def assert_same(model: onnx.ModelProto, rewritten: onnx.ModelProto, count: int = 3) -> None:
-    """The same outputs but for the order of sums.
+def assert_same(model: onnx.ModelProto, layers: Sequence[str], count: int = 3) -> onnx.ModelProto:
+    """The same outputs but for the order of sums, whichever groups are chosen; returns the file with those of large networks.
 
     Sums of at most 145 float32 terms differ by 2 * 145 * 2^-24 of their magnitudes, layer by layer; the networks here have at
     most five layers and gains such that 20 times the largest output is above all magnitudes together.
     """
     shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
     images = np.random.default_rng(5).standard_normal((count, *shape[1:]), dtype=np.float32)
-    expected, found = outputs(model, images), outputs(rewritten, images)
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=0, atol=5 * 2 * 145 * 2.0**-24 * 20 * np.abs(expected).max())
-    assert findings(model, rewritten) == ()
+    expected = outputs(model, images)
+    for costs in (GroupCosts(), ONLY_PRODUCTS):
+        rewritten = in_rows(model, layers, costs)
+        found = outputs(rewritten, images)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5 * 2 * 145 * 2.0**-24 * 20 * np.abs(expected).max())
+        assert findings(model, rewritten) == ()
+    return rewritten
 
 
 def convolutions(model: onnx.ModelProto) -> list[str]:
@@ -43,8 +49,7 @@ def convolutions(model: onnx.ModelProto) -> list[str]:
 @pytest.mark.parametrize("density", [0.3, 0.9])
 def test_a_residual_network_is_the_same_function_at_any_batch(count: int, density: float) -> None:
     model = residual_network(density=density)
-    rewritten = in_rows(model, [name for name in convolutions(model) if name[0] in "ab" and "conv" in name])
-    assert_same(model, rewritten, count)
+    rewritten = assert_same(model, [name for name in convolutions(model) if name[0] in "ab" and "conv" in name], count)
     # the stem alone; the convolution of the shortcut lies between rows and is computed there
     assert convolutions(rewritten) == ["stem"]
 
@@ -52,8 +57,7 @@ def test_a_residual_network_is_the_same_function_at_any_batch(count: int, densit
 @pytest.mark.parametrize("batch", [1, 2])
 def test_a_batch_that_the_file_fixes_is_kept(batch: int) -> None:
     model = residual_network(batch=batch)
-    rewritten = in_rows(model, ["a.conv1", "a.conv2"])
-    assert_same(model, rewritten, batch)
+    rewritten = assert_same(model, ["a.conv1", "a.conv2"], batch)
     assert "Expand" not in {node.op_type for node in rewritten.graph.node}
 
 
@@ -76,7 +80,7 @@ def test_every_geometry_is_the_same_function(attributes: dict[str, Any], size: t
     net = Network()
     x = net.add("Relu", [net.convolve("x", "first", (3, 8), net.mask(8))], "relu")
     model = net.model(net.convolve(x, "second", (8, 6), net.mask(*size), **attributes))
-    assert_same(model, in_rows(model, ["first", "second"]))
+    assert_same(model, ["first", "second"])
 
 
 @pytest.mark.parametrize(
@@ -100,8 +104,7 @@ def test_elementwise_operators_stay_in_rows(op: str, attributes: dict[str, Any],
     x = net.convolve("x", "first", (3, 8), net.mask(8))
     x = net.add(op, [x, *(net.constant(f"operand{index}", one) for index, one in enumerate(operands))], "act", **attributes)
     model = net.model(net.convolve(x, "second", (8, 6), net.mask(8)))
-    rewritten = in_rows(model, ["first", "second"])
-    assert_same(model, rewritten)
+    rewritten = assert_same(model, ["first", "second"])
     # images to rows before the first, rows to images behind the second
     assert [node.op_type for node in rewritten.graph.node].count("Transpose") == 2
 
@@ -112,7 +115,7 @@ def test_sums_of_masked_layers_and_of_a_tensor_with_itself() -> None:
     branches = [net.convolve(x, name, (8, 8), net.mask(8)) for name in ("left", "right")]
     gate = net.add("Sigmoid", [net.add("Add", branches, "add")], "gate")
     model = net.model(net.convolve(net.add("Mul", [gate, gate], "square"), "last", (8, 4), net.mask(8)))
-    assert_same(model, in_rows(model, ["left", "right", "last"]))
+    assert_same(model, ["left", "right", "last"])
 
 
 def test_what_is_read_as_images_too_is_handed_over_under_its_name() -> None:
@@ -121,15 +124,13 @@ def test_what_is_read_as_images_too_is_handed_over_under_its_name() -> None:
     pooled = net.add("MaxPool", [x], "pool", kernel_shape=[2, 2], strides=[2, 2])
     y = net.convolve(x, "second", (8, 8), net.mask(4), strides=[2, 2])
     model = net.model(net.add("Concat", [pooled, y], "joined", axis=1))
-    rewritten = in_rows(model, ["first", "second"])
-    assert_same(model, rewritten)
+    rewritten = assert_same(model, ["first", "second"])
     assert {"relu.out", "second.positions.out"} <= {name for node in rewritten.graph.node for name in node.output}
 
 
 def test_layers_that_are_not_named_stay_as_they_are() -> None:
     model = residual_network()
-    rewritten = in_rows(model, ["b.conv1"])
-    assert_same(model, rewritten)
+    rewritten = assert_same(model, ["b.conv1"])
     assert [name for name in convolutions(rewritten) if name in convolutions(model)] == [
         "stem",
         "a.conv1",
@@ -145,7 +146,7 @@ def test_a_mask_that_drops_nothing_and_one_that_keeps_a_single_position() -> Non
     one[3, 4] = True
     x = net.add("Relu", [net.convolve("x", "first", (3, 8), one)], "relu")
     model = net.model(net.convolve(x, "second", (8, 6), np.ones((8, 8), dtype=np.bool_)))
-    assert_same(model, in_rows(model, ["first", "second"]))
+    assert_same(model, ["first", "second"])
 
 
 def test_no_constants_of_the_dense_form_are_left_over() -> None:

@@ -1,0 +1,173 @@
+"""The check of the rows form finds whatever is planted into it, and nothing where nothing is wrong."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
+from tests.rewrite.rows.models import ONLY_PRODUCTS, findings, in_rows, residual_network
+
+LAYERS = ("a.conv1", "a.conv2", "b.conv1", "b.conv2")
+SPARSE = residual_network()
+
+
+def constants(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in model.graph.initializer}
+
+
+def nodes(model: onnx.ModelProto, op: str, text: str = "") -> Iterator[onnx.NodeProto]:
+    return (node for node in model.graph.node if node.op_type == op and text in node.name)
+
+
+def change(model: onnx.ModelProto, name: str, by: Callable[[npt.NDArray[np.generic]], None]) -> None:
+    tensor = constants(model)[name]
+    array = np.array(numpy_helper.to_array(tensor))
+    by(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, name))
+
+
+def another_row(model: onnx.ModelProto) -> None:
+    def swap(indices: npt.NDArray[np.generic]) -> None:
+        different = np.flatnonzero(indices != indices[0])[0]
+        indices[0] = indices[different]
+
+    node = next(nodes(model, "Gather", "a.conv2"))
+    change(model, node.input[1], swap)
+
+
+def another_order(model: onnx.ModelProto) -> None:
+    def swap(indices: npt.NDArray[np.generic]) -> None:
+        indices[[0, -1]] = indices[[-1, 0]]
+
+    change(model, next(nodes(model, "Gather", "in_memory_order")).input[1], swap)
+
+
+def one_bit_of_a_weight(model: onnx.ModelProto) -> None:
+    def flip(weight: npt.NDArray[np.generic]) -> None:
+        weight.reshape(-1).view(np.uint32)[3] ^= 1
+
+    change(model, next(nodes(model, "Gemm", "b.conv1")).input[1], flip)
+
+
+def a_bias(model: onnx.ModelProto) -> None:
+    def grow(bias: npt.NDArray[np.generic]) -> None:
+        bias[np.abs(bias).argmax()] *= 1 + 2.0**-20
+
+    change(model, next(nodes(model, "Gemm", "a.conv1")).input[2], grow)
+
+
+def constants_left_out_of_a_bias(model: onnx.ModelProto) -> None:
+    """As if taps of masked positions were simply skipped: the bias of the layer, or none in further segments."""
+    plain = numpy_helper.to_array(constants(SPARSE)["a.conv2.bias"])
+    for node in nodes(model, "Gemm", "a.conv2"):
+        bias = numpy_helper.to_array(constants(model)[node.input[2]])
+        if bias.any() and not np.array_equal(bias, plain):
+            change(model, node.input[2], lambda array: array.fill(0))
+            return
+    raise AssertionError("no group leaves constants out")
+
+
+def the_constant_row(model: onnx.ModelProto) -> None:
+    def shift(rows: npt.NDArray[np.generic]) -> None:
+        rows[0, -2, 0] += np.float32(0.01)
+
+    change(model, next(nodes(model, "Expand", "a.conv1")).input[0], shift)
+
+
+def the_row_of_zeros(model: onnx.ModelProto) -> None:
+    def shift(rows: npt.NDArray[np.generic]) -> None:
+        rows[0, -1, 0] = np.float32(0.01)
+
+    change(model, next(nodes(model, "Expand", "a.conv1")).input[0], shift)
+
+
+def parts_in_another_order(model: onnx.ModelProto) -> None:
+    node = next(node for node in nodes(model, "Concat", "a.conv2") if len(node.input) > 2)
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def no_activation(model: onnx.ModelProto) -> None:
+    node = next(nodes(model, "Relu", "a.relu1"))
+    node.op_type = "Identity"
+
+
+def a_segment_added_twice(model: onnx.ModelProto) -> None:
+    node = next(nodes(model, "Sum"))
+    node.input[1] = node.input[0]
+
+
+def a_scaled_product(model: onnx.ModelProto) -> None:
+    next(nodes(model, "Gemm", "a.conv1")).attribute.add(name="alpha", f=2.0, type=onnx.AttributeProto.FLOAT)
+
+
+def rows_of_one_sample_for_all(model: onnx.ModelProto) -> None:
+    """The constant rows are not repeated for every sample, so that a batch of two could not be computed."""
+    node = next(nodes(model, "Expand"))
+    for reader in model.graph.node:
+        for index, name in enumerate(reader.input):
+            if name == node.output[0]:
+                reader.input[index] = node.input[0]
+
+
+# Groups as in small networks, with the taps that are left out of all windows, and with every tap by itself.
+PLAIN = GroupCosts()
+WHOLE = GroupCosts(rows_of_weights=0, operators=0, gathered=0, added=1e9)
+FAULTS = (
+    (another_row, PLAIN),
+    (another_order, PLAIN),
+    (one_bit_of_a_weight, PLAIN),
+    (one_bit_of_a_weight, ONLY_PRODUCTS),
+    (a_bias, PLAIN),
+    (constants_left_out_of_a_bias, WHOLE),
+    (the_constant_row, PLAIN),
+    (the_row_of_zeros, PLAIN),
+    (parts_in_another_order, WHOLE),
+    (no_activation, ONLY_PRODUCTS),
+    (a_segment_added_twice, ONLY_PRODUCTS),
+    (a_scaled_product, WHOLE),
+    (rows_of_one_sample_for_all, PLAIN),
+)
+
+
+@functools.cache
+def rewritten(costs: GroupCosts) -> bytes:
+    return bytes(in_rows(SPARSE, LAYERS, costs).SerializeToString())
+
+
+@pytest.mark.parametrize("costs", [PLAIN, WHOLE, ONLY_PRODUCTS])
+def test_nothing_is_found_where_nothing_is_wrong(costs: GroupCosts) -> None:
+    assert findings(SPARSE, onnx.load_model_from_string(rewritten(costs))) == ()
+
+
+@pytest.mark.parametrize(("plant", "costs"), FAULTS, ids=[plant.__name__ for plant, _ in FAULTS])
+def test_a_planted_fault_is_found(plant: Callable[[onnx.ModelProto], None], costs: GroupCosts) -> None:
+    forged = onnx.load_model_from_string(rewritten(costs))
+    plant(forged)
+    assert findings(SPARSE, forged)
+
+
+def test_the_mask_of_another_network_is_found() -> None:
+    """Same weights, another mask of the last layer."""
+    other = onnx.ModelProto()
+    other.CopyFrom(SPARSE)
+
+    def drop_another(keep: npt.NDArray[np.generic]) -> None:
+        keep[0, 0, 0, 0] = False
+        keep[0, 0, -1, -1] = True
+
+    change(other, "b.conv2.keep", drop_another)
+    (told,) = findings(other, onnx.load_model_from_string(rewritten(PLAIN)))
+    assert told == ("b.relu2.out is not what the sparse file computes in 2 of 16 positions, the first at row 0 and column 0")
+
+
+def test_another_value_of_dropped_positions_is_found() -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(SPARSE)
+    change(other, "b.conv2.dropped", lambda values: values.fill(0))
+    (told,) = findings(other, onnx.load_model_from_string(rewritten(PLAIN)))
+    assert told.startswith("b.relu2.out is not what the sparse file computes in ")
