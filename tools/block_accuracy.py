@@ -85,10 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings = _settings(given)
     path = given.results / f"{_name(settings)}.json"
     if path.is_file():
-        found = {key: value for key, value in json.loads(path.read_text()).items() if key in settings}
-        # Options that the tool has got since then were at their defaults.
-        found["options"] = MaskOptions().model_dump(mode="json") | found["options"]
-        if found != json.loads(canonical_json(settings)):
+        if _comparable(json.loads(path.read_text())) != _comparable(json.loads(canonical_json(settings))):
             raise UsageError(f"{path} holds a run with other settings; move it away, or give another --results")
         print(f"{path} is there already", file=sys.stderr)
         return
@@ -134,8 +131,8 @@ def row_of(result: dict[str, Any]) -> tuple[str, str]:
     words = [result["method"]]
     words += [options["pattern"]] if result["method"] not in ("dense", "positions") else []
     words += [f"{result['epochs']} epochs"] if result["epochs"] != 1 else []
-    for name in _VARIED[1:]:
-        if name in options and options[name] != MaskOptions.model_fields[name].default:
+    for name in _relevant(options):
+        if name != "pattern" and options[name] != MaskOptions.model_fields[name].default:
             words.append(f"{name} {options[name]}")
     return f"{result['network']}{', held out' if result['held_out'] else ''}", ", ".join(words)
 
@@ -258,6 +255,19 @@ def _settings(given: argparse.Namespace) -> dict[str, Any]:
         "held_out": given.held_out,
         "options": _options(given).model_dump(mode="json"),
     }
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: options that the program has got since then, or that the run does not look at, do not."""
+    given = {key: settings[key] for key in ("network", "method", "seed", "epochs", "train_count", "test_count", "held_out")}
+    options = MaskOptions().model_dump(mode="json") | settings["options"]
+    return given | {name: options[name] for name in _relevant(options)}
+
+
+def _relevant(options: dict[str, Any]) -> list[str]:
+    """Those of the varied options that the run looks at."""
+    names = _VARIED if options.get("position_rate") else [name for name in _VARIED if not name.startswith("position_")]
+    return [name for name in names if name in options]
 
 
 def _name(settings: dict[str, Any]) -> str:

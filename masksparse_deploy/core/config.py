@@ -93,8 +93,8 @@ class MaskOptions(Options):
     accumulate: int = _option(1, "batches whose gradients are summed for one step", gt=0)
     learning_rate: float | None = _option(
         None,
-        "peak of the one-cycle schedule (AdamW; SGD where weights train); default: 0.01, with gumbel, subp, blocks and from "
-        "scratch 0.1",
+        "peak of the one-cycle schedule (AdamW; SGD where weights train); default: 0.01, with subp and blocks 0.05, with "
+        "gumbel and from scratch 0.1",
         gt=0,
     )
     distillation: float = _option(0.5, "weight of the dense model's soft labels in the loss; 1 needs no labels", ge=0, le=1)

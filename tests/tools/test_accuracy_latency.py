@@ -74,7 +74,7 @@ def test_a_row_is_timed_once_and_drawn(
 ) -> None:
     pytest.importorskip("plotly")
     # Timing every form of every layer is what tests/rewrite does.
-    monkeypatch.setattr(accuracy_latency, "RewriteOptions", partial(RewriteOptions, mode="always", rounds=5))
+    monkeypatch.setattr(accuracy_latency, "RewriteOptions", partial(RewriteOptions, mode="always", rounds=10))
     run(folder)
     printed = capsys.readouterr()
     assert printed.err.splitlines() == ["timing b1"]

@@ -23,9 +23,10 @@ __all__ = ["WeightTrainee"]
 
 # Between the two best of short runs from the pretrained CIFAR-10 ResNet-20: docs/measurements/accuracy.md.
 _PEAK_LEARNING_RATE = 0.01
-# Of whole blocks training has more to make good, by runs that docs/measurements/blocks.md lists; and what networks of this
-# kind are trained with from fresh weights, at batches of 128 images (He et al. 2016, section 4.2).
-_LARGE_PEAK_LEARNING_RATE = 0.1
+# Where blocks are pruned there is more to make good: the best of the runs that docs/measurements/blocks.md lists.
+_PEAK_UNDER_BLOCKS = 0.05
+# What networks of this kind are trained with from fresh weights at batches of 128 images (He et al. 2016, section 4.2).
+_PEAK_FROM_SCRATCH = 0.1
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 1e-4
 
@@ -55,8 +56,8 @@ class WeightTrainee(Trainee):
         Raises:
             UsageError: what `draw_fresh_weights` raises.
         """
-        far = fresh_seed is not None or isinstance(rule.pattern, BlockPattern)
-        self.peak_learning_rate = _LARGE_PEAK_LEARNING_RATE if far else _PEAK_LEARNING_RATE
+        trained = _PEAK_UNDER_BLOCKS if isinstance(rule.pattern, BlockPattern) else _PEAK_LEARNING_RATE
+        self.peak_learning_rate = trained if fresh_seed is None else _PEAK_FROM_SCRATCH
         self._rule = rule
         self._parameters = {name: found for name, found in network.named_parameters() if found.is_floating_point()}
         self._before = {name: _array(parameter) for name, parameter in self._parameters.items()}
