@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx
+import onnx.numpy_helper
 import onnx_ir as ir
-import torch
 from safetensors.torch import load_file
 
 from masksparse_deploy.bake.export import export_onnx
 from masksparse_deploy.bake.positions import MaskPositions
 from masksparse_deploy.bake.storage import to_proto
+from masksparse_deploy.certify.layers import known_shapes
 from masksparse_deploy.certify.run import certify
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, LAYERWISE, Certificate
 from masksparse_deploy.core.config import CertifyOptions
@@ -30,6 +30,7 @@ from masksparse_deploy.core.masks import MaskSet
 from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.positions import PositionMask
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.graph.reader import parse_graph, weighted_layers
 
 __all__ = ["main", "row"]
 
@@ -49,29 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pixels = load_factory("read_cifar10:test_set", given.data)()[0][: given.count]
     images = ((np.asarray(pixels, dtype=np.float32) / 255 - MEAN) / STD).transpose(0, 3, 1, 2).astype(np.float32)
     samples = Samples(images, np.zeros(len(images), dtype=np.int64))
+    model = load_factory("cifar_resnet:resnet20", MODELS)()
+    model.load_state_dict(load_file(given.data / "weights" / WEIGHTS))
+    dense = onnx.load_model_from_string(export_onnx(model, (3, 32, 32), opset=20))
     print("| dropped | in | layerwise (median) | (d) / all (median) | data-free | norms | residuals | hybrid | certified |")
     print("|---|---|---|---|---|---|---|---|---|")
     for rate in RATES:
-        for last, with_weights in ((False, False), (True, False), *(((False, True),) if rate == RATES[-1] else ())):
-            print(row(given.data / "weights" / WEIGHTS, samples, rate, last=last, with_weights=with_weights), flush=True)
+        for last in (False, True):
+            print(row(dense, samples, rate, last=last), flush=True)
+    print(row(dense, samples, RATES[-1], with_weights=True), flush=True)
 
 
-def row(weights: Path, samples: Samples, rate: float, *, last: bool, with_weights: bool) -> str:
+def row(dense: onnx.ModelProto, samples: Samples, rate: float, *, last: bool = False, with_weights: bool = False) -> str:
     """Drop the share `rate` of positions in all layers or the last, perhaps with 2:4 weights, certify; a row of the table."""
-    model = load_factory("cifar_resnet:resnet20", MODELS)()
-    model.load_state_dict(load_file(weights))
-    dense = onnx.load_model_from_string(export_onnx(model, (3, 32, 32), opset=20))
-    if with_weights:
-        _mask_weights(model)
-    sparse = ir.from_proto(onnx.load_model_from_string(export_onnx(model, (3, 32, 32), opset=20)))
-    positions = _positions(model, rate, last=last)
+    positions = _positions(dense, rate, last=last)
+    sparse = ir.from_proto(_with_masked_weights(dense) if with_weights else dense)
     MaskPositions(MaskSet(layers={}, source_sha256="0" * 64, method="positions", positions=positions))(sparse)
     with tempfile.TemporaryDirectory() as folder:
         paths = Path(folder) / "dense.onnx", Path(folder) / "sparse.onnx"
         for path, proto in zip(paths, (dense, to_proto(sparse)), strict=True):
             path.write_bytes(proto.SerializeToString())
         certificate = certify(*paths, samples, CertifyOptions(sample_count=len(samples)))
-    where = f"{len(positions)} layers" + (", and 2:4" if with_weights else "")
+    where = ("last layer" if last else f"{len(positions)} layers") + (", and 2:4" if with_weights else "")
     return f"| {rate:.0%} | {where} | " + " | ".join(_figures(certificate)) + " |"
 
 
@@ -85,31 +85,30 @@ def _figures(certificate: Certificate) -> list[str]:
     return [median, f"{ratio:.2f}", *tightness, f"{final.certified_count} of {final.sample_count}"]
 
 
-def _positions(model: torch.nn.Module, rate: float, *, last: bool) -> dict[str, PositionMask]:
-    """Random masks of the 3x3 convolutions behind the stem, by layer; each layer has its own."""
-    sizes: dict[str, tuple[int, ...]] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv2d) and module.in_channels % PATTERN.m == 0:
-            module.register_forward_hook(lambda _, inputs, output, name=name: sizes.update({name: tuple(output.shape[2:])}))
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, 3, 32, 32))
-    generator = np.random.default_rng(0)
-    chosen = list(sizes)[-1:] if last else list(sizes)
-    return {name: PositionMask(layer=name, keep=_keep(sizes[name], rate, generator)) for name in chosen}
+def _positions(dense: onnx.ModelProto, rate: float, *, last: bool) -> dict[str, PositionMask]:
+    """Random masks of the convolutions behind the stem, by layer; each layer has its own."""
+    graph = parse_graph(dense.SerializeToString(), name="dense.onnx")
+    shapes, generator = known_shapes(graph), np.random.default_rng(0)
+    masks = {}
+    for layer in weighted_layers(graph):
+        if layer.node.op == "Conv" and layer.weight.shape[1] % PATTERN.m == 0 and layer.kernel_positions > 1:
+            name = layer.stored_name.removesuffix(".weight")
+            keep = np.ones(shapes[layer.node.outputs[0]][1:], dtype=np.bool_)
+            keep.reshape(-1)[generator.permutation(keep.size)[: round(rate * keep.size)]] = False
+            masks[name] = PositionMask(layer=name, keep=keep)
+    return dict(list(masks.items())[-1:]) if last else masks
 
 
-def _keep(size: tuple[int, ...], rate: float, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
-    keep = np.ones(size, dtype=np.bool_)
-    keep.reshape(-1)[generator.permutation(keep.size)[: round(rate * keep.size)]] = False
-    return keep
-
-
-def _mask_weights(model: torch.nn.Module) -> None:
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.Conv2d) and module.in_channels % PATTERN.m == 0:
-                keep = PATTERN.keep_largest(np.abs(module.weight.numpy()), group_axis=1)
-                module.weight.mul_(torch.from_numpy(keep))
+def _with_masked_weights(dense: onnx.ModelProto) -> onnx.ModelProto:
+    """The same with magnitude 2:4 masks in the same layers."""
+    sparse = onnx.ModelProto()
+    sparse.CopyFrom(dense)
+    for tensor in sparse.graph.initializer:
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.ndim == 4 and array.shape[1] % PATTERN.m == 0:
+            keep = PATTERN.keep_largest(np.abs(array), group_axis=1)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.where(keep, array, np.float32(0)), tensor.name))
+    return sparse
 
 
 if __name__ == "__main__":
