@@ -98,16 +98,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def table(results: Iterable[dict[str, Any]]) -> str:
     """The results as a Markdown table: a row for runs that differ by their seed alone, best accuracy first.
 
+    "layers" are those whose weights are masked, "weights kept" is of these, "dense" the network before any training.
+
     Args:
         results: what runs wrote.
     """
     rows = by_row(results)
-    lines = ["| network | masks | weights kept | accuracy | spread | seeds | dense |", "|---|---|---|---|---|---|---|"]
+    lines = [
+        "| network | masks | layers | weights kept | accuracy | spread | seeds | dense |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for (network, masks), runs in sorted(rows.items(), key=lambda row: (row[0][0], -accuracy_of(row[1])[0])):
         mean, spread = accuracy_of(runs)
         kept, dense = runs[0]["kept_share"], runs[0]["dense_correct"] / runs[0]["total"]
         deviation = "" if spread is None else f"{spread:.2f}"
-        lines.append(f"| {network} | {masks} | {kept:.1%} | {mean:.2f} % | {deviation} | {len(runs)} | {dense:.2%} |")
+        figures = f"{mean:.2f} % | {deviation} | {len(runs)} | {dense:.2%}"
+        lines.append(f"| {network} | {masks} | {runs[0]['masked_layers']} | {kept:.1%} | {figures} |")
     return "\n".join(lines)
 
 

@@ -106,6 +106,7 @@ def result(method: str, seed: int, correct: int, **options: object) -> dict[str,
         "total": 10_000,
         "dense_correct": 9173,
         "kept_share": 0.5,
+        "masked_layers": 18,
         "options": {"pattern": "1x16@0.5", "criterion": "bpar", **options},
     }
 
@@ -118,9 +119,9 @@ def test_the_table_has_a_row_for_seeds_that_differ_in_nothing_else(tmp_path: Pat
     block_accuracy.main(["--results", str(tmp_path), "--table"])
     # The standard deviation of three values a point apart is one point.
     assert capsys.readouterr().out.splitlines()[2:] == [
-        "| resnet20 | sparse-training, 2:4 | 50.0% | 91.00 % |  | 1 | 91.73% |",
-        "| resnet20 | subp, 1x16@0.5 | 50.0% | 90.00 % | 1.00 | 3 | 91.73% |",
-        "| resnet20 | subp, 1x16@0.5, criterion l1 | 50.0% | 80.00 % |  | 1 | 91.73% |",
+        "| resnet20 | sparse-training, 2:4 | 18 | 50.0% | 91.00 % |  | 1 | 91.73% |",
+        "| resnet20 | subp, 1x16@0.5 | 18 | 50.0% | 90.00 % | 1.00 | 3 | 91.73% |",
+        "| resnet20 | subp, 1x16@0.5, criterion l1 | 18 | 50.0% | 80.00 % |  | 1 | 91.73% |",
     ]
 
 
