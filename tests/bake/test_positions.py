@@ -27,6 +27,7 @@ from masksparse_deploy.graph.positions import position_masks, without_positions
 from masksparse_deploy.graph.reader import parse_graph, read_graph
 from masksparse_deploy.learn.positions.apply import masked_positions
 from tests.models.make_onnx import residual_pair
+from tests.models.narrow_cnn import narrow_cnn
 from tests.models.positions import random_positions, with_positions
 from tests.models.tiny_cnn import example_images, float_state, magnitude_masks, tiny_cnn
 
@@ -174,6 +175,17 @@ def test_new_statistics_reach_what_dropped_positions_hold(tmp_path: Path) -> Non
     bake_into(tmp_path, model, masks)
     expected = reference(model, masks, example_images())
     np.testing.assert_allclose(outputs(tmp_path / "sparse.onnx", example_images()), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_channels_of_zeros_that_fill_groups_stay_zero_where_nothing_is_computed(tmp_path: Path) -> None:
+    model = narrow_cnn()
+    positions = random_positions({"stem": (8, 8), "conv1": (4, 4), "conv2": (4, 4)})
+    masks = masks_of(model, positions, magnitude_masks(model, ("conv1", "conv2")))
+    report = bake_into(tmp_path, model, masks)
+    assert {row.node for row in report.padded} & {row.node for row in report.positions}
+    expected = reference(model, masks, example_images())
+    # The classifier's weights have a standard deviation of 2: four times those of the other networks here
+    np.testing.assert_allclose(outputs(tmp_path / "sparse.onnx", example_images()), expected, atol=4 * TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
