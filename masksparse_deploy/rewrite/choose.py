@@ -78,9 +78,10 @@ def choose_forms(
 ) -> Choice:
     """Choose forms by the times of the layers, and revise that by the times of whole networks.
 
-    Two networks are compared with the sparse one first: with the layers rewritten that gain alone, and with all. From the
-    faster one on, the layers of each kind whose own times do not decide are changed together, to one form after the other,
-    and a change stays if the network is faster by it (its interval is above 1).
+    Some networks are compared with the sparse one first: with the layers rewritten that gain alone, with all, and with all in
+    the same form of rows, which a layer alone pays for at both ends and a network does not. From the fastest one on, the
+    layers of each kind whose own times do not decide are changed together, to one form after the other, and a change stays if
+    the network is faster by it (its interval is above 1).
 
     Args:
         source: the sparse file.
@@ -96,7 +97,7 @@ def choose_forms(
     trials = [(members, form) for members in kinds for form in members[0].contenders if len(members[0].contenders) > 1]
     total = len(trials) + 2
     progress("timing networks", 0, total)
-    current = search.fastest([{}, gaining, everything])
+    current = search.fastest([{}, gaining, everything, *_all_in_rows(layers)])
     progress("timing networks", 1, total)
     for index, (members, form) in enumerate(trials, start=2):
         changed = {**current, **{layer.site.name: form for layer in members}}
@@ -138,6 +139,12 @@ class _Search:
     def is_faster(self, changed: Mapping[str, Form], current: Mapping[str, Form]) -> bool:
         """Whether a network is faster than another, clear of noise."""
         return self.compare(current, changed).intervals[1].low > 1
+
+
+def _all_in_rows(layers: Sequence[TimedLayer]) -> list[Mapping[str, Form]]:
+    """Networks with every layer that has masked positions in rows, one for each form of these."""
+    forms = dict.fromkeys(form for layer in layers for form in layer.forms if form.name == "rows")
+    return [{layer.site.name: form for layer in layers if form in layer.forms} for form in forms]
 
 
 def _form(layer: TimedLayer) -> Form:

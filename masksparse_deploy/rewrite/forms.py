@@ -11,6 +11,7 @@ import onnx_ir as ir
 from masksparse_deploy.core.artifacts.rewriting import LayerForm
 from masksparse_deploy.rewrite.blocks.gather import gather_blocks, joined_size
 from masksparse_deploy.rewrite.blocks.layout import GroupLayout, group_layout
+from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
 from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.rewrite.sites import Site
 
@@ -28,12 +29,14 @@ class Form:
         variant: what distinguishes forms of the same name, in words; "" for the plain one.
         computed_density: the share of the dense layer's multiply-accumulates that it computes.
         transform: the pass: brings the named layers of a model into this form.
+        costs: of layers in rows, which are brought there together, what their groups are chosen by; None for other forms.
     """
 
     name: LayerForm
     variant: str = ""
     computed_density: float = field(default=1.0, compare=False)
     transform: Transform | None = field(default=None, compare=False)
+    costs: GroupCosts | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name}, {self.variant}" if self.variant else self.name
@@ -60,10 +63,15 @@ def forms_of(site: Site, channel_block: int, positions: int = 0) -> tuple[Form, 
 
 
 def _rows(site: Site) -> tuple[Form, ...]:
-    """Rows for masked positions. Behind a masked layer still less is computed than its own mask leaves."""
+    """Rows for masked positions; with products left out that are with constants, of which there are many behind another mask.
+
+    How many depends on the layer before, so that the density is that of the layer's own mask, an upper bound.
+    """
     if site.positions is None or site.layer.weight.dtype != np.float32:
         return ()
-    return (Form(name="rows", computed_density=float(site.positions.keep.mean()), transform=transform),)
+    density = float(site.positions.keep.mean())
+    whole = Form(name="rows", computed_density=density, costs=WHOLE_WINDOWS)
+    return (whole, replace(whole, variant="products with constants left out", costs=GroupCosts()))
 
 
 def _gathered(site: Site, channel_block: int, positions: int) -> tuple[Form, ...]:
@@ -121,6 +129,9 @@ def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form]) -> onnx.Model
     for form, names in layers.items():
         if form.transform is not None:
             form.transform(model, names)
+    rows = {name: form.costs for name, form in choice.items() if form.costs is not None}
+    if rows:
+        transform(model, rows)
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         if len(tensor.metadata_props) > 1:  # serializing repeats the properties of a tensor that was read; the last holds

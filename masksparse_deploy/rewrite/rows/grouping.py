@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.rewrite.rows.layout import CONSTANT, PADDING
 
-__all__ = ["Group", "GroupCosts", "Segment", "plan_groups"]
+__all__ = ["WHOLE_WINDOWS", "Group", "GroupCosts", "Segment", "plan_groups"]
 
 Indices = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -45,20 +45,20 @@ class Segment:
 class GroupCosts:
     """What a group costs, in multiply-accumulates that take as long; it decides between equal functions only.
 
-    Measured with ONNX Runtime 1.31 on an AVX-512 processor (52 multiply-accumulates in a nanosecond on one thread).
+    Measured in networks with ONNX Runtime 1.31 on an AVX-512 processor (52 multiply-accumulates in a nanosecond on one thread).
 
     Attributes:
         rows_of_weights: reading the weights costs as much as so many rows of the product.
-        operators: the fixed cost of the group's operators, 5 microseconds.
+        operators: the fixed cost of the group's operators, 10 microseconds.
         gathered: copying one number of an input.
         added: gathering and adding one number of a segment's sum to another's.
         cached_bytes: a gathered matrix of at most this size is still in the processor's cache when it is multiplied.
     """
 
     rows_of_weights: float = 11
-    operators: float = 250e3
-    gathered: float = 12
-    added: float = 24
+    operators: float = 500e3
+    gathered: float = 15
+    added: float = 70
     cached_bytes: int = 2 << 20
 
     def of_groups(self, members: Floats, taps: Floats, weights_per_tap: int, in_channels: int) -> Floats:
@@ -66,6 +66,9 @@ class GroupCosts:
         products = (members + self.rows_of_weights) * weights_per_tap
         return np.where(taps > 0, taps * (products + self.gathered * members * in_channels) + self.operators, 0)
 
+
+# Weights so dear to read, and segments so dear to add, that windows are multiplied as a whole, constants included.
+WHOLE_WINDOWS = GroupCosts(rows_of_weights=1e9, added=1e9)
 
 # More kinds of windows than these are not compared pair by pair; the rarest are computed in full instead.
 _MOST_KINDS = 512

@@ -5,7 +5,7 @@ lies between two such convolutions stays in rows, so that lists of rows are comp
 everything else reads images as before, under the names they had.
 """
 
-from collections.abc import Collection
+from collections.abc import Mapping
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
@@ -21,15 +21,14 @@ from masksparse_deploy.rewrite.rows.tensor import RowTensor, from_images, to_ima
 __all__ = ["transform"]
 
 
-def transform(model: ir.Model, layers: Collection[str], *, costs: GroupCosts | None = None) -> None:
+def transform(model: ir.Model, layers: Mapping[str, GroupCosts]) -> None:
     """Bring convolutions into the form of rows, in place; names of tensors that stay (batch, channels, height, width) stay.
 
     A convolution of 1x1 between two of them, as in a shortcut, is brought there too, so that its neighbours stay in rows.
 
     Args:
         model: the sparse file.
-        layers: names of Conv nodes of the main graph, masked or not.
-        costs: what operators cost, for the choice of groups.
+        layers: names of Conv nodes of the main graph, masked or not, and what operators cost, for the choice of their groups.
 
     Raises:
         ArtifactError: a layer cannot be brought into this form, as its height and width are not fixed.
@@ -59,7 +58,9 @@ def transform(model: ir.Model, layers: Collection[str], *, costs: GroupCosts | N
         build.before = node
         if node in convolutions:
             output = convolutions[node].output
-            known[output] = add_convolution(build, convolutions[node], rows_of(node.inputs[0]), costs or GroupCosts())
+            known[output] = add_convolution(
+                build, convolutions[node], rows_of(node.inputs[0]), layers.get(node.name or "", GroupCosts())
+            )
         else:
             output = node.outputs[0]
             known[output] = add_elementwise(build, node, [rows_of(value) for value in row_inputs(node)])

@@ -104,7 +104,7 @@ ONLY_PRODUCTS = GroupCosts(rows_of_weights=0, operators=0, gathered=0, added=0)
 def in_rows(model: onnx.ModelProto, layers: Sequence[str], costs: GroupCosts | None = None) -> onnx.ModelProto:
     """The model with these layers in the form of rows."""
     parsed = ir.from_proto(model)
-    transform(parsed, layers, costs=costs)
+    transform(parsed, dict.fromkeys(layers, costs or GroupCosts()))
     written = ir.to_proto(parsed)
     onnx.checker.check_model(written, full_check=True)
     return written

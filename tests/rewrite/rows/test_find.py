@@ -9,6 +9,7 @@ import pytest
 
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.rewrite.rows.find import is_masked, obstacle, read_convolution
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.rows.transform import transform
 from tests.rewrite.rows.models import Network
 
@@ -53,7 +54,7 @@ def test_images_of_no_fixed_size_are_refused_with_what_to_do() -> None:
         "rewrite.mode never"
     )
     with pytest.raises(ArtifactError) as caught:
-        transform(model, ["conv"])
+        transform(model, {"conv": GroupCosts()})
     assert str(caught.value) == message
 
 
