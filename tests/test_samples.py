@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.project import masksparse
 from tests.requirements import REPOSITORY
@@ -128,6 +129,52 @@ def test_digits_with_transposable_masks(tmp_path: Path) -> None:
     dense = masksparse("lint", tmp_path / "out" / "dense.onnx", "--transposable")
     assert dense.returncode == 1
     assert "no layer conforms to a pattern, so none is transposable" in dense.stdout
+
+
+@pytest.mark.slow
+def test_digits_with_masked_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sklearn")
+    config = yaml.safe_load((DIGITS / "positions.yaml").read_text())
+    # a few steps instead of 15 epochs: what is tested is the way into the engine
+    config["mask"].update(max_steps=40, epochs=3)
+    config["model"]["weights"] = str(DIGITS / "model.safetensors")
+    config["gates"] = {"accuracy_drop_points": 100, "flip_rate": 1.0}
+    (tmp_path / "positions.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setenv("PYTHONPATH", str(DIGITS))
+    out = tmp_path / "out"
+    result = masksparse("deploy", tmp_path / "positions.yaml", "--out", out, timeout=500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "8 convolutions compute 256 of 320 output positions (80.0 %)" in result.stdout
+    report = json.loads((out / "validation.json").read_text())
+    checks = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert report["verdict"] == checks["masked positions"] == "pass"
+    assert len(report["layers"]) == 12
+    rewrite = json.loads((out / "rewrite.json").read_text())
+    assert len(rewrite["layers"]) == 8 and all(layer["reason"] for layer in rewrite["layers"])
+    linted = masksparse("lint", out / "sparse.onnx")
+    assert linted.returncode == 0
+    assert "positions of blocks.0.conv1: conforming: 13 of 8 x 8 positions hold the bias" in linted.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_digits_with_blocks(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = tmp_path / "out"
+    result = masksparse("deploy", DIGITS / "blocks.yaml", "--out", out, timeout=500)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads((out / "validation.json").read_text())
+    assert report["verdict"] == "pass"
+    assert all(layer["lost_at"] is None for layer in report["survival"]) and len(report["survival"]) == 6
+    # Which layers are faster over gathered channels is for this machine to say.
+    rewrite = json.loads((out / "rewrite.json").read_text())
+    assert len(rewrite["layers"]) == 6
+    assert all(layer["reason"] and len(layer["times"]) > 1 for layer in rewrite["layers"])
+    source = rewrite["rewritten_sha256"] or rewrite["sparse_sha256"]
+    assert json.loads((out / "sparse.engine.json").read_text())["source_sha256"] == source
+    checks = {check["name"]: check["verdict"] for check in report["checks"]}
+    assert checks.get("rewritten file") == ("pass" if rewrite["rewritten_sha256"] else None)
+    assert masksparse("lint", out / "sparse.onnx").returncode == 0
 
 
 def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:

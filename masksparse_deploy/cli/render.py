@@ -118,9 +118,11 @@ def bake_lines(report: BakeReport) -> list[str]:
     """The files and whether every layer conforms."""
     broken = [layer for layer in report.layers if layer.violation_count]
     conforming = len(report.layers) - len(broken)
-    layers = "1 layer conforms" if conforming == 1 else f"{conforming} layers conform"
-    head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}   {layers}"
-    lines = [head + (f", {len(broken)} do not" if broken else ", none lost")]
+    head = f"dense.onnx, sparse.onnx   opset {report.opset}, {report.precision.upper()}"
+    if report.layers or not report.positions:
+        head += "   1 layer conforms" if conforming == 1 else f"   {conforming} layers conform"
+        head += f", {len(broken)} do not" if broken else ", none lost"
+    lines = [head]
     if report.weights_updated:
         lines.append("sparse.onnx has the new weights, dense.onnx those of the trained network")
     if report.positions:

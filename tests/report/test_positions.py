@@ -117,3 +117,10 @@ def test_positions_alone_are_no_pattern_of_weights() -> None:
 )
 def test_the_console_tells_the_share(rows: tuple[BakedPositions, ...], line: str) -> None:
     assert line in bake_lines(make_bake().model_copy(update={"positions": rows}))
+
+
+def test_without_masks_of_weights_the_console_counts_none() -> None:
+    bake = make_bake()
+    assert "layers conform" in bake_lines(bake)[0]
+    alone = bake.model_copy(update={"positions": ROWS, "layers": ()})
+    assert bake_lines(alone)[0] == "dense.onnx, sparse.onnx   opset 20, FP32"
