@@ -14,6 +14,7 @@ import pytest
 from masksparse_deploy.bake.apply import ApplyMasks
 from masksparse_deploy.bake.pad import PadChannels, PadResult, pad_channels
 from masksparse_deploy.core.artifacts.baking import PaddedLayer
+from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
 from masksparse_deploy.graph.evaluate import evaluate
@@ -35,6 +36,7 @@ from tests.bake.pad_models import (
     sum_with_constant,
     with_bounds,
 )
+from tests.models.blocks import block_keep
 
 
 def padded(proto: onnx.ModelProto, masks: MaskSet) -> tuple[onnx.ModelProto, PadResult]:
@@ -349,3 +351,17 @@ def test_masks_of_another_model_are_refused() -> None:
     renamed: Mapping[str, LayerMask] = {"x": dataclasses.replace(masks.layers["a.weight"], weight_name="x")}
     with pytest.raises(ArtifactError, match="no initializer of that name"):
         pad_channels(ir.from_proto(chain().proto()), dataclasses.replace(masks, layers=renamed))
+
+
+def test_layers_with_blocks_get_no_further_outputs() -> None:
+    model = Model().conv("a", 3, 6).conv("b", 6, 8).pooled()
+    masks = masks_for(model, ["b"])
+    assert by(padded(model.proto(), masks)[1]) == {"a": "outputs only", "b": "producer"}
+    pattern = BlockPattern(n=2, rate=0.5)
+    weight = model.constants["a.weight"]
+    blocks = LayerMask(weight_name="a.weight", keep=block_keep(weight, pattern), group_axis=1, pattern=pattern)
+    both = dataclasses.replace(masks, layers={**masks.layers, "a.weight": blocks})
+    after, result = padded(model.proto(), both)
+    assert by(result) == {"b": "pad node"}
+    assert result.masks.layers["a.weight"] is blocks
+    assert_same_function(model.proto(), after)

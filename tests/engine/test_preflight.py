@@ -273,3 +273,21 @@ def test_a_claim_is_held_against_its_own_pattern_and_must_be_readable(tmp_path: 
     # The parser is asked what kernels need, which are the groups of input channels.
     (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
     assert (layer.pattern, layer.conforming, layer.group_count) == ("3:4", True, kernel.size // 4)
+
+
+def test_blocks_hold_as_parsed_and_are_no_two_of_four(tmp_path: Path) -> None:
+    kernel = weights(8, 8, 3, 3)
+    kernel[:4, 4:] = kernel[4:, :4] = 0
+    model = one_layer("Conv", kernel, x=["batch", 8, 6, 6])
+    set_properties(model.graph.node[0], {PATTERN: "1x4@0.5"})
+    (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
+    assert (layer.claimed, layer.conforming, layer.group_count) == (True, True, 2)
+    assert layer.detail == "1x4@0.5 is no 2:4: no sparse kernel computes it; 'masksparse rewrite' leaves its zeros out"
+    # one weight in a pruned block
+    kernel[0, 7, 0, 0] = 1
+    (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
+    assert (layer.conforming, layer.violation_count, layer.group_count) == (False, 1, 2)
+    set_properties(model.graph.node[0], {PATTERN: "1x3@0.5"})
+    (layer,) = judged(tmp_path, model, shown(tmp_path, kernel))
+    assert (layer.conforming, layer.group_count) == (False, 0)
+    assert layer.detail.startswith("8 output channels: not a multiple of 3")

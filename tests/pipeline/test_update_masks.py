@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.config import MaskOptions, ModelOptions, UpdateOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.masks import LayerMask, MaskSet
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.positions import PositionMask
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.pipeline.update_masks import NETWORK, carried_over, fit_of_masks, masked_weights, source_of_statistics
@@ -23,7 +23,7 @@ OPTIONS = MaskOptions(calibration_count=32, batch_size=16)
 
 
 def mask_of(keep: list[list[int]], pattern: str = "2:4") -> MaskSet:
-    parsed = NMPattern.parse(pattern)
+    parsed = parse_pattern(pattern)
     mask = LayerMask(weight_name="a.weight", keep=np.array(keep, dtype=bool), group_axis=1, pattern=parsed)
     return MaskSet(layers={"a.weight": mask}, source_sha256="", method="magnitude")
 
@@ -41,6 +41,16 @@ def test_what_a_mask_keeps_is_held_against_the_best_of_its_pattern() -> None:
     assert not layer.aged
     (layer, _) = fit_of_masks(masks, {"a.weight": new}, None, points=2.0)
     assert (layer.norm_before, layer.aged) == (None, None)
+
+
+def test_the_best_blocks_are_those_of_the_largest_sums() -> None:
+    # two groups of two outputs and two inputs each, of which one is kept
+    weight = np.array([[3.0, 1], [3, 1], [1, 2], [1, 2]])
+    masks = mask_of([[1, 0], [1, 0], [1, 0], [1, 0]], "1x2@0.5")
+    (layer, network) = fit_of_masks(masks, {"a.weight": weight}, None, points=2.0)
+    # 3 + 3 + 1 + 1 is kept, 3 + 3 + 2 + 2 could be
+    assert (layer.pattern, layer.magnitude) == ("1x2@0.5", pytest.approx(8 / 10))
+    assert network.norm == pytest.approx(np.sqrt((9 + 9 + 1 + 1) / (9 + 9 + 4 + 4)))
 
 
 def test_the_best_transposable_mask_is_the_exact_one() -> None:
