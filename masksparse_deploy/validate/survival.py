@@ -81,6 +81,8 @@ def _survivals(
     in_file = weighted_layers(sparse)
     built_from = {layer.node.name: layer for layer in (in_file if rewritten is None else weighted_layers(rewritten))}
     in_plan = None if plan is None else plan_layers(plan)
+    # a layer held as rows has no operator of its name, and its matrix products multiply zeros
+    operators = {node.name for node in (sparse if rewritten is None else rewritten).nodes}
     recorded = {entry.node: entry for entry in baked.layers} if baked is not None else {}
     for layer in in_file:
         entry = recorded.pop(layer.node.name, None)
@@ -95,7 +97,7 @@ def _survivals(
             entry,
             converted=_counted(layer, pattern),
             in_engine=_unseen(layer, engine) if in_plan is None else _in_plan(layer, deployed, pattern, in_plan),
-            runs_sparse=_runs_sparse(layer, deployed, engine),
+            runs_sparse=_runs_sparse(layer, deployed, engine) if layer.node.name in operators else False,
         )
     for node, entry in recorded.items():
         gone = StageState(state="missing", why=f"no operator {node} with a weight is in the file")

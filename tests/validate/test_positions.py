@@ -23,6 +23,7 @@ from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.positions import position_masks
 from masksparse_deploy.graph.reader import parse_graph, read_graph
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.validate.layers import comparable, layer_pairs
 from masksparse_deploy.validate.positions import CHECK_NAME, check_positions
@@ -203,7 +204,7 @@ def rows(template: Deployment, tmp_path_factory: pytest.TempPathFactory) -> Depl
     folder = tmp_path_factory.mktemp("rows")
     shutil.copytree(template.folder, folder, dirs_exist_ok=True)
     model = ir.load(folder / "sparse.onnx")
-    transform(model, list(random_positions()))
+    transform(model, dict.fromkeys(random_positions(), GroupCosts()))
     onnx.save(to_proto(model), folder / "rewritten.onnx")
     OnnxRuntimeBackend().build(folder / "rewritten.onnx", folder, OPTIONS, name="sparse")
     return Deployment(folder=folder, samples=template.samples, certificate=template.certificate)
@@ -220,6 +221,8 @@ def test_layers_held_as_rows_are_compared_as_the_images_they_are(rows: Deploymen
     assert {layer.node: layer.verdict for layer in report.layers} == dict.fromkeys(MASKED_LAYERS, "pass")
     assert all(1e-3 < layer.rounding_ratio < 1 for layer in report.layers)
     assert "layers in another form" not in {check.name for check in report.checks}
+    # what 2:4 drops of their weights is multiplied
+    assert {layer.layer: layer.runs_sparse for layer in report.survival} == dict.fromkeys(MASKED_LAYERS, False)
     assert named(report, CHECK_NAME).detail.endswith("see the check of the rewritten file")
     graph = read_graph(rows.folder / "rewritten.onnx")
     assert not {"layer1.conv1.out", "layer1.relu1.out"} & {name for node in graph.nodes for name in node.outputs}
