@@ -1,0 +1,229 @@
+"""How much faster ResNet-18 gets when positions are left out and computed as rows, in ONNX Runtime, and where the rest goes.
+
+    python -m tools.rows_benchmark --out out/rows
+
+ResNet-18 (random weights, 224 x 224 pixels, batch 1), all 3x3 convolutions masked, layers of one size alike, the stem and the
+shortcuts not: the dense network, the same with masks behind its convolutions, and in rows in two forms, with whole windows and
+with products with constants left out, run in turn in one process. What was timed is kept in the folder, one file for each share
+and number of threads, so that an interrupted run goes on; `--again` times anew. Prints tables in Markdown and writes them to
+report.md. On a machine that does other work too, `--processor-time` with one thread counts only what the process computes.
+"""
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from masksparse_deploy.core.files import canonical_json, make_folder, write_atomic
+from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.rewrite.forms import Form, rewritten
+from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
+from masksparse_deploy.rewrite.verify import differences
+from tools.imagenet_networks import INPUT_SHAPE, resnet18
+
+__all__ = ["main", "with_positions"]
+
+RATES = (0.2, 0.3, 0.5)
+FORMS = {
+    "rows": Form(name="rows", costs=WHOLE_WINDOWS),
+    "rows, constants left out": Form(name="rows", variant="constants left out", costs=GroupCosts()),
+}
+PROFILED_INFERENCES = 15
+_LAYER = re.compile(r"(layers\.\d\.\d\.\w+|stem|maxpool|pool|fc|flat)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; prints a table of networks and one of layers for each share that is left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for what was timed, and the report")
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="shares of positions that are left out")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=40, help="of timing, one inference of each network")
+    parser.add_argument("--processor-time", action="store_true", help="instead of wall time; for one thread only")
+    parser.add_argument("--again", action="store_true", help="time networks anew that were timed before")
+    options = parser.parse_args(arguments)
+    if options.processor_time and options.threads != [1]:
+        parser.error("--processor-time counts one thread: it needs --threads 1")
+    clock = time.thread_time if options.processor_time else time.perf_counter
+    results = []
+    for rate in options.rates:
+        for threads in options.threads:
+            path = make_folder(options.out) / f"rate_{rate:g}_threads_{threads}.json"
+            if options.again or not path.exists():
+                print(f"{rate:.0%} left out, {threads} threads", file=sys.stderr)
+                write_atomic(path, canonical_json(_measure(rate, threads, options.rounds, clock)))
+            results.append(json.loads(path.read_text(encoding="utf-8")))
+    text = f"{_network_table(results)}\n\n{_layer_tables(results)}\n"
+    write_atomic(options.out / "report.md", text.encode())
+    print(text)
+    return 0
+
+
+def with_positions(model: onnx.ModelProto, rate: float, seed: int = 0) -> onnx.ModelProto:
+    """A copy in which 3x3 convolutions leave out a share of positions drawn at random, one mask for each size, as baked."""
+    random = np.random.default_rng(seed)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.value_info}
+    masks: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in copy.graph.node:
+        nodes.append(node)
+        if node.op_type != "Conv" or constants[node.input[1]].shape[2:] != (3, 3):
+            continue
+        (name,) = node.output
+        height, width = shapes[name][2:]
+        if (height, width) not in masks:
+            keep = np.ones(height * width, dtype=np.bool_)
+            keep[random.permutation(keep.size)[: round(rate * keep.size)]] = False
+            masks[height, width] = keep.reshape(1, 1, height, width)
+        for suffix, array in (("keep", masks[height, width]), ("dropped", constants[node.input[2]].reshape(1, -1, 1, 1))):
+            copy.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{suffix}"))
+        node.output[0] = f"{name}.computed"
+        where = helper.make_node(
+            "Where", [f"{name}.keep", node.output[0], f"{name}.dropped"], [name], name=f"{node.name}.positions"
+        )
+        where.metadata_props.add(key=keys.POSITIONS, value="0" * 64)
+        where.metadata_props.add(key=keys.POSITIONS_LAYER, value=node.name)
+        nodes.append(where)
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    del copy.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(copy, strict_mode=True)
+
+
+def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    dense = resnet18()
+    sparse = with_positions(dense, rate)
+    masked = [node.name.removesuffix(".positions") for node in sparse.graph.node if node.op_type == "Where"]
+    models = {"dense": dense, "masked": sparse}
+    models |= {name: rewritten(sparse, dict.fromkeys(masked, form)) for name, form in FORMS.items()}
+    graph = parse_graph(sparse.SerializeToString(), name="sparse")
+    for name in FORMS:
+        wrong = differences(graph, parse_graph(models[name].SerializeToString(), name=name))
+        assert not wrong, wrong
+    image = np.random.default_rng(0).standard_normal(INPUT_SHAPE, dtype=np.float32)
+    runs = {name: _session(model, threads) for name, model in models.items()}
+    outputs = {name: session.run(None, {"image": image})[0] for name, session in runs.items()}
+    times: dict[str, list[float]] = defaultdict(list)
+    order = np.random.default_rng(1)
+    for _ in range(rounds):
+        for name in order.permutation(list(runs)).tolist():
+            start = clock()
+            runs[name].run(None, {"image": image})
+            times[name].append((clock() - start) * 1e3)
+    scale = np.abs(outputs["masked"]).max()
+    return {
+        "rate": rate,
+        "threads": threads,
+        "clock": clock.__name__,
+        "times_ms": times,
+        "difference": {name: float(np.abs(outputs[name] - outputs["masked"]).max() / scale) for name in FORMS},
+        "bytes": {name: model.ByteSize() for name, model in models.items()},
+        "operators": {name: len(model.graph.node) for name, model in models.items()},
+        "products": {name: _products(model) for name, model in models.items()},
+        "layers_ms": {name: _profile(model, image, threads) for name, model in models.items() if name != "masked"},
+        "versions": {"onnxruntime": onnxruntime.__version__},
+    }
+
+
+def _session(model: onnx.ModelProto, threads: int, profile: Path | None = None) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _profile(model: onnx.ModelProto, image: npt.NDArray[np.float32], threads: int) -> dict[str, dict[str, float]]:
+    """Layer -> operator -> milliseconds, the medians over inferences; recording them costs some microseconds an operator."""
+    with tempfile.TemporaryDirectory(prefix="masksparse-") as folder:
+        session = _session(model, threads, Path(folder) / "profile")
+        for _ in range(PROFILED_INFERENCES):
+            session.run(None, {"image": image})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    durations: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            found = _LAYER.search(event["name"])
+            layer = found[1] if found else "other"
+            durations[layer, event["args"]["op_name"], event["name"]].append(event["dur"] / 1e3)
+    layers: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for (layer, operator, _), values in durations.items():
+        layers[layer][operator] += float(np.median(values))
+    return layers
+
+
+def _products(model: onnx.ModelProto) -> int:
+    """Multiply-accumulates of convolutions and matrix products."""
+    graph = parse_graph(model.SerializeToString(), name="network")
+    total = 0
+    for node in graph.nodes:
+        if node.op == "Conv":
+            total += graph.constants[node.inputs[1]].size * int(np.prod(graph.shapes[node.outputs[0]][2:]))
+        elif node.op == "Gemm":
+            total += graph.constants[node.inputs[1]].size * int(graph.shapes[node.outputs[0]][0] or 1)
+    return total
+
+
+def _ratio(result: Mapping[str, Any], name: str) -> tuple[float, float, float]:
+    """The geometric mean of the dense time over this network's, round by round, and the middle half of it."""
+    logs = np.log(np.array(result["times_ms"]["dense"]) / np.array(result["times_ms"][name]))
+    low, high = np.quantile(logs, (0.25, 0.75))
+    kept = logs[(logs >= low) & (logs <= high)]  # on a machine that does other work, single rounds are off by far
+    return float(np.exp(kept.mean())), float(np.exp(low)), float(np.exp(high))
+
+
+def _network_table(results: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["| left out | threads | network | dense over it | middle half | products | ideal | operators | MB | difference |"]
+    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    for result in results:
+        for name in FORMS:
+            ratio, low, high = _ratio(result, name)
+            ideal = result["products"]["dense"] / result["products"][name]
+            lines.append(
+                f"| {result['rate']:.0%} | {result['threads']} | {name} | {ratio:.2f}x | {low:.2f} to {high:.2f} | "
+                f"{1 / ideal:.1%} | {ideal:.2f}x | {result['operators'][name]} | {result['bytes'][name] / 1e6:.0f} | "
+                f"{result['difference'][name]:.1e} |"
+            )
+    return "\n".join(lines)
+
+
+def _layer_tables(results: Sequence[Mapping[str, Any]]) -> str:
+    """Milliseconds of every layer, dense and in rows, and what is none of matrix products."""
+    lines = []
+    for result in results:
+        dense = result["layers_ms"]["dense"]
+        lines += ["", f"{result['rate']:.0%} left out, {result['threads']} threads:", ""]
+        lines += [
+            f"| layer | dense, ms | {' | '.join(FORMS)} | of that not products |",
+            "|---|---|" + "---|" * len(FORMS) + "---|",
+        ]
+        for layer in dense:
+            times = [sum(result["layers_ms"][name].get(layer, {}).values()) for name in FORMS]
+            last = result["layers_ms"][list(FORMS)[-1]].get(layer, {})
+            other = sum(value for operator, value in last.items() if operator not in ("Gemm", "FusedGemm", "Conv", "FusedConv"))
+            columns = [sum(dense[layer].values()), *times, other]
+            lines.append(f"| {layer} | {' | '.join(f'{value:.2f}' for value in columns)} |")
+    return "\n".join(lines).strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
