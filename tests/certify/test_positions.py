@@ -131,6 +131,7 @@ layers = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=1000, deadline=None)
 @given(drawn=layers)
 def test_the_norm_of_what_differs_is_bounded_for_random_layers(drawn: dict[str, Any]) -> None:
