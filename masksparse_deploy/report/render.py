@@ -63,6 +63,7 @@ def render_report(inputs: ReportInputs) -> str:
         headline=make_headline(inputs),
         digests=list(_digests(inputs)),
         pictures=position_pictures(inputs.bake.positions) if inputs.bake is not None else (),
+        layer_names=_layer_names(inputs),
         plots={plot.identifier: plot for plot in _plots(inputs)},
         style=style,
         plotly_js=plotly_offline.get_plotlyjs(),
@@ -87,7 +88,7 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
         yield latency_plot(inputs.profile)
         yield speedup_plot(inputs.profile)
     if inputs.rewrite is not None and any(layer.speedup is not None for layer in inputs.rewrite.layers):
-        yield rewrite_plot(inputs.rewrite)
+        yield rewrite_plot(inputs.rewrite, _layer_names(inputs))
     if inputs.validation is not None:
         yield accuracy_plot(inputs.validation.accuracy)
         if inputs.validation.layers:
@@ -98,6 +99,11 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
         yield methods_plot(inputs.learn)
     if inputs.selection is not None:
         yield sensitivity_plot(inputs.selection)
+
+
+def _layer_names(inputs: ReportInputs) -> dict[str, str]:
+    """The module of each masked layer, by the name of its node."""
+    return {} if inputs.bake is None else {layer.node: layer.layer for layer in inputs.bake.layers}
 
 
 def _digests(inputs: ReportInputs) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,7 @@
 """The plot of what rewriting layers brought."""
 
+from collections.abc import Mapping
+
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.report.figures import BOUND, DENSE, SPARSE, Plot, faded, plain_figure, short_label
 from masksparse_deploy.report.formats import TIMES
@@ -7,16 +9,20 @@ from masksparse_deploy.report.formats import TIMES
 __all__ = ["rewrite_plot"]
 
 
-def rewrite_plot(report: RewriteReport) -> Plot:
-    """For every layer that was timed its measured speedup, and the one that its pattern would give if zeros cost nothing."""
+def rewrite_plot(report: RewriteReport, layer_names: Mapping[str, str]) -> Plot:
+    """For every layer that was timed its measured speedup, and the one that its pattern would give if zeros cost nothing.
+
+    `layer_names` are those of the modules by node; a layer that has none there goes by its node.
+    """
     layers = [layer for layer in report.layers if layer.speedup is not None]
-    names = [layer.node for layer in layers]
+    shown = {layer.node: layer_names.get(layer.node, layer.node) for layer in layers}
+    names = list(shown.values())
     data = [
         {
             "type": "scatter",
             "mode": "lines",
             "x": [end for layer in layers for end in (1.0, layer.ideal, None)],
-            "y": [name for layer in layers for name in (layer.node, layer.node, None)],
+            "y": [name for layer in layers for name in (shown[layer.node], shown[layer.node], None)],
             "line": {"color": faded(BOUND), "width": 4},
             "hoverinfo": "skip",
             "showlegend": False,
@@ -36,7 +42,7 @@ def rewrite_plot(report: RewriteReport) -> Plot:
                 "mode": "markers",
                 "name": label,
                 "x": values,
-                "y": [layer.node for layer in rows],
+                "y": [shown[layer.node] for layer in rows],
                 "marker": {"color": colour, "size": 12, "symbol": symbol, "line": {"width": 4 if "open" in symbol else 0}},
                 "hovertemplate": "%{y}: %{x:.3g}" + TIMES + "<extra>" + label + "</extra>",
             }

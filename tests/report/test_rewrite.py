@@ -11,7 +11,7 @@ from tests.report.test_render import _text
 
 def test_what_the_rewrite_brought_is_shown_layer_by_layer():
     text = _text(render_report(make_inputs(rewrite=make_rewrite())))
-    assert f"2 of 3 layers with 1{TIMES}N blocks or masked positions compute only what their masks keep" in text
+    assert f"2 of 3 layers with 1{TIMES}N blocks or masked positions leave out zeros that a dense layer multiplies" in text
     assert f"The whole network runs at 1.31{TIMES} (95 % interval 1.28 to 1.34) the speed of the same network" in text
     assert "one layer is quantized and stays dense" in text
     assert (
@@ -33,10 +33,11 @@ def test_where_there_was_nothing_to_rewrite_nothing_is_said(rewrite):
 
 
 def test_the_plot_tells_rewritten_from_dense_layers():
-    plot = rewrite_plot(make_rewrite())
+    plot = rewrite_plot(make_rewrite(), {"layer2.0.conv2": "a module"})
     assert len(go.Figure(plot.figure).data) == 4
     assert plot.description.endswith("2 were rewritten.") and plot.caption.endswith(".")
     _, rewritten, dense, ideal = plot.figure["data"]
+    assert (rewritten["y"], dense["y"]) == (["a module", "layer2.1.conv1"], ["layer2.0.shortcut"])
     assert (rewritten["x"], dense["x"], ideal["x"]) == ([0.9 / 0.5, 0.9 / 0.48], [1.0], [2.0, 2.0, 2.0])
 
 
