@@ -6,6 +6,7 @@ import numpy as np
 
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.validation import Check
+from masksparse_deploy.graph.layers import Scope
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.position_claims import broken_claims
 from masksparse_deploy.graph.positions import MaskedPositions, position_masks
@@ -76,14 +77,23 @@ def _against_report(masks: dict[str, MaskedPositions], baked: BakeReport) -> Ite
 
 
 def _in_plan(masks: dict[str, MaskedPositions], plan: Graph) -> Iterator[str]:
-    operators = {node.outputs[0]: node for node in plan.nodes if node.op == "Where" and not node.domain}
+    """Differences between the masks of the file and what the plan has; a runtime may compute them in another precision."""
+    operators = {node.name: node for node in plan.nodes if node.op == "Where" and not node.domain}
+    producers = {name: node for node in plan.nodes for name in node.outputs}
+    origins = Scope(plan).origins
     for name, masked in masks.items():
-        found = operators.get(masked.where.outputs[0])
-        keep, held = (None if found is None else plan.constants.get(found.inputs[place]) for place in (0, 2))
-        if keep is None or held is None:
+        found = operators.get(masked.where.name)
+        constants = [] if found is None else [origins.find(found.inputs[place]) for place in (0, 2)]
+        keep, held = (None if origin is None else origin.compute()[0] for origin in constants or (None, None))
+        if found is None or keep is None or held is None:
             yield f"{name}: the plan has no Where of stored constants behind it"
             continue
+        computed = producers.get(found.inputs[1])
+        while computed is not None and computed.op == "Cast":
+            computed = producers.get(computed.inputs[0])
+        if computed is None or computed.name != masked.conv.name:
+            yield f"{name}: its mask is behind another operator in the plan"
         if keep.shape[2:] != masked.keep.shape or not np.array_equal(keep.reshape(masked.keep.shape), masked.keep):
             yield f"{name}: the plan masks other positions than the file"
-        if not np.array_equal(held.reshape(-1), masked.constant):
+        if not np.array_equal(held.reshape(-1).astype(np.float64), masked.constant.astype(np.float64)):
             yield f"{name}: dropped positions hold something else in the plan than in the file"

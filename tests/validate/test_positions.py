@@ -144,6 +144,17 @@ def test_a_plan_that_computes_all_positions(deployment: Deployment) -> None:
     assert "the plan has no Where of stored constants behind it" in named(report, CHECK_NAME).detail
 
 
+def test_a_plan_that_masks_another_layer(deployment: Deployment) -> None:
+    def bypass(model: onnx.ModelProto) -> None:
+        wheres = {node.name: node for node in model.graph.node if node.op_type == "Where"}
+        wheres["layer1.conv2.positions"].input[1] = wheres["layer1.conv1.positions"].input[1]
+
+    deployment.change_plan(bypass)
+    report = deployment.validate()
+    assert failed(report) >= {CHECK_NAME, "sparse engine against float64"}
+    assert "layer1.conv2: its mask is behind another operator in the plan" in named(report, CHECK_NAME).detail
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
