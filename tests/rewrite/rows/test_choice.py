@@ -1,0 +1,50 @@
+"""Which layers become rows is decided by networks: both ends of a chain cost a transposition, not every layer in it."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+
+from masksparse_deploy.core.artifacts.rewriting import RewriteReport
+from masksparse_deploy.core.config import EngineOptions, RewriteOptions
+from masksparse_deploy.rewrite.run import rewrite
+from tests.rewrite.machine import FakeBackend
+from tests.rewrite.rows.models import findings, residual_network
+
+
+def rewrite_where(transposition_ms: float, folder: Path) -> RewriteReport:
+    """On a machine where a convolution takes 1 ms, a matrix product 0.5 ms and a transposition so long."""
+    prices = {"Conv": 1.0, "Gemm": 0.5, "Transpose": transposition_ms}
+
+    def latency_s(model: onnx.ModelProto) -> float:
+        return 1e-3 * sum(prices.get(node.op_type, 0.0) for node in model.graph.node)
+
+    backend = FakeBackend(latency_s)
+    onnx.save(residual_network(), folder / "sparse.onnx")
+    return rewrite(
+        folder / "sparse.onnx",
+        RewriteOptions(rounds=10),
+        EngineOptions(batch=1, threads=1),
+        out=folder / "out",
+        backend=backend,
+        clock=backend.clock,
+    )
+
+
+def test_layers_that_lose_alone_are_taken_where_the_network_gains(tmp_path: Path) -> None:
+    report = rewrite_where(0.6, tmp_path)
+    # alone 1.0 + 0.5 + 2 * 0.6 ms in place of 2 ms
+    assert [layer.times[1].median_ms for layer in report.layers] == pytest.approx([2.7] * 4)
+    assert {layer.form for layer in report.layers} == {"rows"}
+    # six convolutions and the classifier; then the stem, five products, the classifier and two transpositions
+    assert report.speedup == pytest.approx(6.5 / (1 + 5 * 0.5 + 0.5 + 2 * 0.6))
+    assert "the network is faster with it" in report.layers[0].reason
+    assert findings(onnx.load(tmp_path / "sparse.onnx"), onnx.load(tmp_path / "out" / "rewritten.onnx")) == ()
+
+
+def test_no_file_is_written_where_no_layer_pays(tmp_path: Path) -> None:
+    report = rewrite_where(2.0, tmp_path)
+    assert {layer.form for layer in report.layers} == {"dense"}
+    assert all(layer.reason.startswith("not faster: 0.36x ") for layer in report.layers)
+    assert report.rewritten_sha256 is None
+    assert not (tmp_path / "out" / "rewritten.onnx").exists()
