@@ -28,6 +28,8 @@ Array = npt.NDArray[Any]
 _FORMS = ("Cast", "DequantizeLinear", "Identity", "QuantizeLinear", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 # The key under which a baked file says that a node is masked.
 _PATTERN = "masksparse.pattern"
+# Domains of operators that runtimes have themselves, and take in place of a function of the same name.
+_BUILT_IN = ("", "ai.onnx", "com.microsoft")
 # Of samples where a file leaves it open; not 1, which some operators treat in another way.
 _COUNT = 2
 
@@ -103,14 +105,27 @@ def read_network(path: Path) -> Network:
         sha256 = _digest(data, model, path.parent)
         onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
+        model = _inlined(model)
         return _network(path, model, sha256)
     except CheckerError:
         raise
     except Exception as error:  # protobuf, the checker and the reading of tensors raise unrelated types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DamagedError(f"{path} is damaged or not a valid ONNX file ({reason}); export it again") from error
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without functions; raises a ValueError where runtimes may take other operators than are read here."""
+    if len({entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")}) > 1:
+        raise ValueError("it imports several versions of the standard operators")
+    for function in model.functions:
+        if function.domain in _BUILT_IN or function.domain.startswith(("ai.onnx.", "com.microsoft.")):
+            raise ValueError(f"its function {function.domain}.{function.name} stands for an operator that runtimes have")
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    if model.functions:
+        raise ValueError(f"its function {model.functions[0].name} is written for another opset than the model")
+    return model
 
 
 def shapes_of(network: Network, image: Sequence[int] | None) -> dict[str, tuple[int, ...]]:

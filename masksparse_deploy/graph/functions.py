@@ -1,12 +1,15 @@
-"""How large a model becomes when its local functions are inlined, told before it is done."""
+"""Inlining the functions that a model brings along, and what about them is refused before it is done."""
 
 from collections.abc import Iterable, Iterator
 
 import onnx
+import onnx.inliner
 
-__all__ = ["require_finite_expansion"]
+__all__ = ["inlined", "require_finite_expansion", "require_own_operators"]
 
 _MOST_NODES = 1_000_000
+# Domains of operators that runtimes have themselves, and take in place of a function of the same name.
+_BUILT_IN = ("ai.onnx", "com.microsoft")
 
 _Key = tuple[str, str, str]
 
@@ -36,6 +39,41 @@ def require_finite_expansion(model: onnx.ModelProto) -> None:
     total = size(model.graph.node)
     if total > _MOST_NODES:
         raise ValueError(f"its functions stand for {total:,} operators; at most {_MOST_NODES:,} are read")
+
+
+def require_own_operators(model: onnx.ModelProto) -> None:
+    """Raise a ValueError where two readers may take different operators for what the model says.
+
+    That is so for versions of a domain that contradict each other, and for functions that stand for operators of a runtime.
+    """
+    versions: dict[str, int] = {}
+    for entry in model.opset_import:
+        domain = "" if entry.domain == "ai.onnx" else entry.domain
+        if versions.setdefault(domain, entry.version) != entry.version:
+            raise ValueError(
+                f"it imports the versions {versions[domain]} and {entry.version} of the operators of {domain or 'ai.onnx'}"
+            )
+    for function in model.functions:
+        if not function.domain or any(_lies_in(function.domain, domain) for domain in _BUILT_IN):
+            raise ValueError(
+                f"its function {function.domain}.{function.name} stands for an operator that runtimes have themselves"
+            )
+
+
+def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions' operators in place of the calls; raises a ValueError where a call would be left."""
+    if not model.functions:
+        return model
+    model = onnx.inliner.inline_local_functions(model)
+    left = {_key(function) for function in model.functions}
+    for node in _with_bodies(model.graph.node):
+        if (node.domain, node.op_type, getattr(node, "overload", "")) in left:
+            raise ValueError(f"its function {node.domain}.{node.op_type} is written for another opset than the model")
+    return model
+
+
+def _lies_in(domain: str, outer: str) -> bool:
+    return domain == outer or domain.startswith(f"{outer}.")
 
 
 def _key(function: onnx.FunctionProto) -> _Key:

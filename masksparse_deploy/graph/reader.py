@@ -7,13 +7,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.checker
-import onnx.inliner
 import onnx.shape_inference
 
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError, UsageError
 from masksparse_deploy.core.files import canonical_json, require_file, sha256_bytes
 from masksparse_deploy.graph.external import ExternalFiles
-from masksparse_deploy.graph.functions import require_finite_expansion
+from masksparse_deploy.graph.functions import inlined, require_finite_expansion, require_own_operators
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.model import Array, Body, Graph, Node, Shape
 from masksparse_deploy.graph.tensors import TensorStore
@@ -74,11 +73,10 @@ def _parse(data: bytes, files: ExternalFiles, *, name: str) -> Graph:
         _require_text(model)
         # protobuf gives memory back with the message as a whole
         model = onnx.load_model_from_string(model.SerializeToString())
+        require_own_operators(model)
         require_finite_expansion(model)
         onnx.checker.check_model(model)
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        model = onnx.shape_inference.infer_shapes(inlined(model), data_prop=True)
         inside = sha256_bytes(data)
         outside = files.digests()
         sha256 = sha256_bytes(canonical_json({"onnx": inside, "external": outside})) if outside else inside

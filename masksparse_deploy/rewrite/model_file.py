@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import onnx
-import onnx.inliner
 
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.graph.annotations import ROLE, ROLE_REWRITTEN
+from masksparse_deploy.graph.functions import inlined
 
 __all__ = ["load_model", "rewritten_bytes"]
 
@@ -23,8 +23,7 @@ def load_model(path: Path) -> onnx.ModelProto:
         model = onnx.load(path)
     except ValueError as error:  # what protobuf raises above 2 GB
         raise _too_large(path) from error
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
+    model = inlined(model)
     taken = {node.name for node in model.graph.node}
     for index, node in enumerate(model.graph.node):
         name = node.name or f"{node.op_type}_{index}"

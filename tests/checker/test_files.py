@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
 from masksparse_deploy.checker.errors import DamagedError, UsageError
 from masksparse_deploy.checker.findings import Report
@@ -185,3 +185,30 @@ def test_images_of_another_shape_are_refused(case: Case) -> None:
     other = type(case.images)(images=np.zeros((2, 1, 8, 8), np.float32), labels=None)
     with pytest.raises(UsageError, match=r"images have the shape \(2, 1, 8, 8\), the networks take \(count, 3, 8, 8\)"):
         Sources(case.dense, case.sparse, other)
+
+
+@pytest.mark.parametrize(
+    ("domain", "opset", "words"),
+    [
+        ("", 20, r"its function \.Relu stands for an operator that runtimes have"),
+        ("com.microsoft", 20, r"its function com\.microsoft\.Relu stands for an operator"),
+        ("own", 17, "its function Relu is written for another opset than the model"),
+        (None, 11, "it imports several versions of the standard operators"),
+    ],
+)
+def test_operators_that_runtimes_may_take_for_others_are_refused(
+    tmp_path: Path, domain: str | None, opset: int, words: str
+) -> None:
+    model = residual_pair()[0]
+    imported = helper.make_opsetid("", opset)
+    if domain is None:
+        model.opset_import.append(imported)
+    else:
+        body = [helper.make_node("Tanh", ["a"], ["b"])]
+        model.functions.append(helper.make_function(domain, "Relu", ["a"], ["b"], body, [imported]))
+        next(node for node in model.graph.node if node.op_type == "Relu").domain = domain
+        if domain:
+            model.opset_import.append(helper.make_opsetid(domain, 1))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(DamagedError, match=words):
+        read_network(tmp_path / "model.onnx")

@@ -323,6 +323,30 @@ def test_functions_that_call_themselves_or_explode_are_refused() -> None:
         parse(data)
 
 
+@pytest.mark.parametrize(
+    ("name", "domain", "opset", "words"),
+    [
+        ("Tanh", "", 20, r"its function \.Tanh stands for an operator that runtimes have themselves"),
+        ("FastGelu", "com.microsoft", 20, r"its function com\.microsoft\.FastGelu stands for an operator"),
+        ("Own", "local", 17, r"its function local\.Own is written for another opset than the model"),
+    ],
+)
+def test_functions_that_runtimes_may_not_take_are_refused(name: str, domain: str, opset: int, words: str) -> None:
+    body = [helper.make_node("Relu", ["a"], ["b"])]
+    function = helper.make_function(domain, name, ["a"], ["b"], body, [helper.make_opsetid("", opset)])
+    node = helper.make_node(name, ["x"], ["y"], domain=domain)
+    opsets = [helper.make_opsetid("", 20), *([helper.make_opsetid(domain, 1)] if domain else [])]
+    with pytest.raises(ArtifactError, match=words):
+        parse(model_of([node], {}, x=["n"], y=["n"], functions=[function], opset_imports=opsets))
+
+
+def test_versions_of_operators_that_contradict_each_other_are_refused() -> None:
+    node = helper.make_node("Softmax", ["x"], ["y"])
+    opsets = [helper.make_opsetid("", 11), helper.make_opsetid("ai.onnx", 20)]
+    with pytest.raises(ArtifactError, match="it imports the versions 11 and 20 of the operators"):
+        parse(model_of([node], {}, x=["n"], y=["n"], opset_imports=opsets))
+
+
 def test_sparse_initializers_are_refused() -> None:
     model = residual_pair()[0]
     values = numpy_helper.from_array(np.float32([1]), "lonely")
