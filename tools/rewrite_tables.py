@@ -9,7 +9,7 @@ __all__ = ["layer_table", "network_table", "why"]
 Result = Mapping[str, Any]
 
 # A part of a layer's time that is worth a word.
-_WORTH_TELLING = 0.05
+_WORTH_TELLING = 0.03
 _LOSSES = {
     "conv": "arithmetic slower than the dense layer's",
     "gather": "gathering",

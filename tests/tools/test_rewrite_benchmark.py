@@ -163,7 +163,7 @@ LAYER = {
     [
         ({}, "nearly ideal"),
         ({"gather_ms": 0.25, "reorder_ms": 0.75}, "reordering around the gather 38%, gathering 12%"),
-        ({"conv_ms": 1.2, "join_ms": 0.05}, "arithmetic slower than the dense layer's 16%"),
+        ({"conv_ms": 1.2, "join_ms": 0.05}, "arithmetic slower than the dense layer's 16%, joining parts 4%"),
         ({"density": 0.4, "join_ms": 0.25}, "computes 50% to keep 40%, joining parts 20%"),
         ({"form": "dense", "reason": "not faster: 0.90x alone"}, "not faster: 0.90x alone"),
     ],
