@@ -1,4 +1,4 @@
-"""The whole chain with output positions left out: alone, with 2:4 masks, and with 1xN blocks."""
+"""The whole chain with output positions left out, with 2:4 masks in FP16 and with 1xN blocks; alone: tests/test_samples.py."""
 
 from pathlib import Path
 
@@ -24,7 +24,6 @@ from tests.project import make_project
 # The stem of the tiny network reads the image and keeps all positions; its 4 x 4 images lose round(0.4 * 16) = 6.
 LAYERS = ("block.conv1", "block.conv2")
 PROJECTS = {
-    "alone": {"mask": {"method": "positions"}},
     "2:4": {"mask": {"method": "sparse-training", "mask_steps": 4}, "bake": {"precision": "fp16"}},
     "1x8@0.5": {"mask": {"method": "blocks", "pattern": "1x8@0.5", "channel_block": 1}, "rewrite": {"mode": "always"}},
 }
@@ -45,12 +44,12 @@ def test_the_chain_ends_in_a_verdict_and_every_artifact_knows_the_positions(depl
     masks = read_mask_set(job.out / "masks.safetensors")
     assert tuple(masks.positions) == LAYERS  # sorted, whatever order the file has
     assert {np.count_nonzero(~mask.keep) for mask in masks.positions.values()} == {6}
-    assert bool(masks.layers) == (pattern != "alone")
+    assert {str(mask.pattern) for mask in masks.layers.values()} == {pattern}
     learned = LearnReport.read(job.out / "learn.json")
     assert [(row.name, row.density) for row in learned.positions] == [(layer, 10 / 16) for layer in LAYERS]
     baked = BakeReport.read(job.out / "bake.json")
     assert [(row.layer, row.kept_count, row.position_count) for row in baked.positions] == [(name, 10, 16) for name in LAYERS]
-    assert {layer.pattern for layer in baked.layers} == (set() if pattern == "alone" else {pattern})
+    assert {layer.pattern for layer in baked.layers} == {pattern}
     found = position_masks(read_graph(job.out / "sparse.onnx"))
     assert [masked.layer for masked in found.values()] == list(LAYERS)
     assert position_masks(read_graph(job.out / "dense.onnx")) == {}
