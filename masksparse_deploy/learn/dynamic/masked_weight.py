@@ -35,7 +35,7 @@ class MaskedWeight(nn.Module):
 
     def set(self, keep: npt.NDArray[np.bool_]) -> None:
         """Use another mask from now on."""
-        self.keep.copy_(torch.from_numpy(keep))
+        self.keep.copy_(torch.tensor(keep))
 
     def kept(self) -> npt.NDArray[np.bool_]:
         """The mask as bool."""
