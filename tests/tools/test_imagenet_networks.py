@@ -38,7 +38,9 @@ def test_blocks_are_drawn_and_declared(text: str) -> None:
     sparse = with_blocks(dense, pattern, seed=1)
     report = lint_graph(parse_graph(sparse.SerializeToString(), name="sparse.onnx"), name="sparse.onnx")
     assert sum(layer.state == "conforming" for layer in report.layers) == 16  # all but stem, three shortcuts and classifier
-    assert {layer.density for layer in report.layers if layer.state == "conforming"} == {pattern.density}
+    # a weight that is drawn is zero itself once in some millions; a block is 1 / 8192 of the largest layer
+    densities = [layer.density for layer in report.layers if layer.state == "conforming"]
+    assert densities == pytest.approx([pattern.density] * 16, abs=1e-5)
     for before, after in zip(dense.graph.initializer, sparse.graph.initializer, strict=True):
         values = numpy_helper.to_array(after)
         assert (values == numpy_helper.to_array(before))[values != 0].all()
