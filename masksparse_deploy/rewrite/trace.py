@@ -63,6 +63,10 @@ class Trace:
         """Of the sparse and of the rewritten file."""
         return Scope(self.sparse), Scope(self.rewritten)
 
+    def twin(self, node: Node) -> Node | None:
+        """The operator of the sparse file that computes what `node` of the rewritten file gives under the same name."""
+        return next((self.producers[name] for name in node.outputs if name in self.producers), None)
+
     def read(self, name: str) -> Held | None:
         """What a tensor of the rewritten file holds, for an operator that reads it; None if that is not known."""
         if name in self.helpers:

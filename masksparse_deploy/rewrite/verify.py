@@ -34,7 +34,7 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
     trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
     trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
     trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
-    trace.findings += _captured_findings(sparse, rewritten)
+    trace.findings += _named_constants_findings(sparse, rewritten)
     return tuple(trace.findings)
 
 
@@ -64,7 +64,8 @@ def _followed(sparse: Graph, rewritten: Graph) -> tuple[Trace, RowsReader]:
     rows = RowsReader(trace)
     readers = (*_READERS, rows.read)
     for node in rewritten.nodes:
-        if not _same_operator(trace, node) and not any(reader(trace, node) for reader in readers):
+        is_known = _same_operator(trace, node) or (node.inputs and any(reader(trace, node) for reader in readers))
+        if not is_known:
             trace.findings.append(_unknown(trace, node))
         for name in node.outputs:  # what is wrong is told once, not again for all that reads it
             trace.held.setdefault(name, Held(name))
@@ -73,7 +74,7 @@ def _followed(sparse: Graph, rewritten: Graph) -> tuple[Trace, RowsReader]:
 
 def _same_operator(trace: Trace, node: Node) -> bool:
     """Whether the sparse file has this operator, on the same tensors and constants."""
-    twin = trace.producers.get(node.outputs[0]) if node.outputs else None
+    twin = trace.twin(node)
     if twin is None or (node.op, node.domain, node.outputs) != (twin.op, twin.domain, twin.outputs):
         return False
     if len(node.inputs) != len(twin.inputs) or not same_attributes(node.attributes, twin.attributes):
@@ -90,7 +91,7 @@ def _same_input(trace: Trace, found: str, name: str) -> bool:
 
 
 def _unknown(trace: Trace, node: Node) -> str:
-    twin = trace.producers.get(node.outputs[0]) if node.outputs else None
+    twin = trace.twin(node)
     if twin is None:
         return f"{_called(node)} is not in the sparse file, and is no known part of a rewritten layer"
     return f"{_called(node)} is not {_called(twin)} of the sparse file: it has other attributes, inputs or constants"
@@ -114,16 +115,19 @@ def _body_findings(sparse: tuple[Body, ...], rewritten: tuple[Body, ...]) -> lis
     return findings
 
 
-def _captured_findings(sparse: Graph, rewritten: Graph) -> list[str]:
-    """Constants that bodies read by their names in the graph around them."""
-    names = {name for body in sparse.bodies for name in _reads(body.graph)} & sparse.constants.keys()
-    lost = (name for name in sorted(names) if not _same_constant(sparse, rewritten, name))
-    return [f"the constant {name}, which a body reads, is not the sparse file's" for name in lost]
+def _named_constants_findings(sparse: Graph, rewritten: Graph) -> list[str]:
+    """Constants that are outputs, or that bodies read by their names in the graph around them."""
+    names = {name for body in sparse.bodies for name in _reads(body.graph)} | {*sparse.outputs}
+    wrong = (name for name in sorted(names) if not _same_constant(sparse, rewritten, name))
+    return [f"{name}, an output or what a body reads, is not the sparse file's constant" for name in wrong]
 
 
 def _same_constant(sparse: Graph, rewritten: Graph, name: str) -> bool:
-    found = rewritten.constants.get(name)
-    return found is not None and same_array(sparse.constants[name], found)
+    """Whether a name stands for the same constant in both files, or for none in both."""
+    expected, found = sparse.constants.get(name), rewritten.constants.get(name)
+    if expected is None or found is None:
+        return expected is found
+    return same_array(expected, found)
 
 
 def _reads(graph: Graph) -> set[str]:

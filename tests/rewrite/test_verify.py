@@ -129,11 +129,32 @@ def missing_tail(model: onnx.ModelProto) -> None:
     model.graph.output[0].name = "h"
 
 
+def operator_without_inputs(model: onnx.ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("RandomNormal", [], ["noise"], name="noise", shape=[1, 16, 1, 1]))
+
+
+def slice_by_scalars(model: onnx.ModelProto) -> None:
+    numbers = {"start": 0, "end": 16, "axis": 1}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in numbers.items())
+    gather = node(model, "conv1/channels")
+    gather.CopyFrom(helper.make_node("Slice", [gather.input[0], *numbers], [*gather.output], name=gather.name))
+
+
+def pool_along_three_axes(model: onnx.ModelProto) -> None:
+    sizes = {"kernel_shape": [1, 1, 1], "strides": [1, 1, 1]}
+    model.graph.node.append(helper.make_node("AveragePool", ["g"], ["more"], name="more", **sizes))
+
+
+def stride_along_three_axes(model: onnx.ModelProto) -> None:
+    (strides,) = (attribute for attribute in node(model, "conv3").attribute if attribute.name == "strides")
+    strides.ints[:] = [2, 2, 2]
+
+
 FAULTS = [
     (swap_indices, "Conv conv1: its weights are not the sparse file's, in 4 of 16 output channels"),
     (change_weight, "Conv conv2: its weights are not the sparse file's, in 1 of 16 output channels"),
     (zero_weight, "Conv conv2: its weights are not the sparse file's, in 1 of 16 output channels"),
-    (lose_bias, "Conv conv3: it has a bias in one of the files only"),
+    (lose_bias, "Conv conv3: it has a bias, or a computed one, in one of the files only"),
     (change_bias, "Conv conv3: it has another bias"),
     (change_stride, "Conv conv3: it has the attributes"),
     (change_pads, "Conv conv1: it has the attributes"),
@@ -146,6 +167,10 @@ FAULTS = [
     (another_activation, "Tanh add.relu is not Relu add.relu of the sparse file"),
     (change_stem, "Conv stem: its weights are not the sparse file's, in 16 of 16 output channels"),
     (swapped_operands, "Add add is not Add add of the sparse file"),
+    (operator_without_inputs, "RandomNormal noise is not in the sparse file"),
+    (slice_by_scalars, "Slice conv1/channels is not in the sparse file"),
+    (pool_along_three_axes, "AveragePool more is not in the sparse file"),
+    (stride_along_three_axes, "Conv conv3: it has the attributes"),
     (missing_tail, "GlobalAveragePool pool of the sparse file is missing"),
 ]
 
@@ -166,3 +191,61 @@ def test_planted_faults_are_found(plant: Callable[[onnx.ModelProto], None], expe
     plant(rewritten)
     found = differences(sparse, rewritten)
     assert any(expected in line for line in found), found
+
+
+def with_computed_bias() -> onnx.ModelProto:
+    """The second convolution adds the means of what it reads, and their negatives are computed, too."""
+    model = residual_blocks(HALF)
+    place = [node.name for node in model.graph.node].index("conv2")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 2, 3]), "axes"))
+    model.graph.node.insert(place, helper.make_node("ReduceMean", ["d", "axes"], ["mean"], name="mean", keepdims=0))
+    model.graph.node.insert(place + 1, helper.make_node("Neg", ["mean"], ["negative"], name="neg"))
+    node(model, "conv2").input[2] = "mean"
+    return model
+
+
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [
+        ("mean", None),
+        ("negative", "Conv conv2: its bias is not mean of the sparse file"),
+        ("own", "Conv conv2: it has a bias, or a computed one, in one of the files only"),
+        (None, "Conv conv2: it has a bias, or a computed one, in one of the files only"),
+    ],
+)
+def test_a_bias_that_is_computed_is_followed(bias: str | None, expected: str | None) -> None:
+    sparse = with_computed_bias()
+    model = ir.from_proto(sparse)
+    gather_blocks(model, LAYERS)
+    rewritten = ir.to_proto(model)
+    rewritten.graph.initializer.append(numpy_helper.from_array(np.ones(16, dtype=np.float32), "own"))
+    if bias is None:
+        del node(rewritten, "conv2").input[2]
+    else:
+        node(rewritten, "conv2").input[2] = bias
+    assert differences(sparse, rewritten) == (() if expected is None else (expected,))
+
+
+@pytest.mark.parametrize("value", [1.0, 2.0])
+def test_an_output_that_is_a_constant_must_be_the_same(value: float) -> None:
+    sparse, rewritten = rewritten_pair()
+    for model, number in ((sparse, 1.0), (rewritten, value)):
+        model.graph.initializer.append(numpy_helper.from_array(np.float32([number]), "k"))
+        model.graph.output.append(helper.make_tensor_value_info("k", onnx.TensorProto.FLOAT, [1]))
+    found = differences(sparse, rewritten)
+    assert found == (() if value == 1 else ("k, an output or what a body reads, is not the sparse file's constant",))
+
+
+def test_an_operator_whose_first_output_is_left_out_is_known() -> None:
+    sparse = residual_blocks(HALF)
+    weights = np.random.default_rng(4).standard_normal((1, 8, 36), dtype=np.float32)
+    constants = {"W": weights[..., :32], "R": weights[..., 32:34], "shape": np.array([-1, 1, 32])}
+    sparse.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in constants.items())
+    node(sparse, "pool").output[0] = "pooled"
+    sparse.graph.node.append(helper.make_node("Reshape", ["pooled", "shape"], ["sequence"], name="sequence"))
+    sparse.graph.node.append(helper.make_node("LSTM", ["sequence", "W", "R"], ["", "y"], name="lstm", hidden_size=2))
+    sparse.graph.output[0].type.tensor_type.ClearField("shape")
+    sparse.graph.output[0].type.tensor_type.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in range(3))
+    model = ir.from_proto(sparse)
+    gather_blocks(model, LAYERS)
+    assert differences(sparse, ir.to_proto(model)) == ()

@@ -7,7 +7,15 @@ from masksparse_deploy.graph.model import Node, WeightedLayer
 from masksparse_deploy.graph.nonzeros import nonzero_places
 from masksparse_deploy.rewrite.trace import CHANNEL_AXIS, Held, Trace, same_array, same_attributes
 
-__all__ = ["held_channels", "read_convolution", "read_selection", "read_subsampling", "wrong_setting", "wrong_weights"]
+__all__ = [
+    "computed_bias",
+    "held_channels",
+    "read_convolution",
+    "read_selection",
+    "read_subsampling",
+    "wrong_setting",
+    "wrong_weights",
+]
 
 
 def read_selection(trace: Trace, node: Node) -> bool:
@@ -28,11 +36,13 @@ def read_subsampling(trace: Trace, node: Node) -> bool:
     """An average over windows of one position each, every so many positions, whose result the sparse file does not have."""
     if node.domain or node.op != "AveragePool" or node.outputs[0] in trace.producers:
         return False
-    source = trace.read(node.inputs[0])
+    source, attributes = trace.read(node.inputs[0]), node.attributes
     # windows of one position without padding: nothing else may be said of them
-    if source is None or node.attributes.keys() != {"kernel_shape", "strides"} or set(node.attributes["kernel_shape"]) != {1}:
+    if source is None or attributes.keys() != {"kernel_shape", "strides"} or attributes["kernel_shape"] != (1, 1):
         return False
-    strides = zip(source.strides, node.attributes["strides"], strict=True)
+    if len(attributes["strides"]) != len(source.strides):
+        return False
+    strides = zip(source.strides, attributes["strides"], strict=True)
     trace.held[node.outputs[0]] = Held(source.tensor, source.channels, tuple(one * other for one, other in strides))
     trace.helpers[node.outputs[0]] = False
     return True
@@ -40,7 +50,7 @@ def read_subsampling(trace: Trace, node: Node) -> bool:
 
 def read_convolution(trace: Trace, node: Node) -> bool:
     """A Conv in place of the sparse file's: true if it is one, with what is wrong with it among the findings."""
-    twin = trace.producers.get(node.outputs[0])
+    twin = trace.twin(node)
     if (
         twin is None
         or node.domain
@@ -71,7 +81,7 @@ def _places(trace: Trace, node: Node, source: Held | None) -> npt.NDArray[np.int
         if indices is None or indices.ndim != 1 or indices.size == 0 or max(indices.max(), ~indices.min()) >= len(known):
             return None
         return known[indices]
-    if node.op == "Slice" and len(parameters) >= 3 and all(array is not None and array.size == 1 for array in parameters):
+    if node.op == "Slice" and len(parameters) >= 3 and all(array is not None and array.shape == (1,) for array in parameters):
         start, end, axis, step = (int(array[0]) for array in (*parameters, np.ones(1))[:4] if array is not None)
         return known[start:end:step] if axis == CHANNEL_AXIS and step else None
     return None
@@ -84,6 +94,10 @@ def _wrong(trace: Trace, source: Held, dense: WeightedLayer, grouped: WeightedLa
         return wrong
     if grouped.bias is not None and dense.bias is not None and not same_array(grouped.bias, dense.bias):
         return "it has another bias"
+    computed = computed_bias(dense)
+    held = trace.read(computed_bias(grouped))
+    if computed and (held is None or held.tensor != computed or not held.is_whole):
+        return f"its bias is not {computed} of the sparse file"
     return wrong_weights(held_channels(trace, source), dense.weight, grouped.weight, grouped.groups)
 
 
@@ -93,16 +107,25 @@ def wrong_setting(source: Held, dense: WeightedLayer, grouped: WeightedLayer) ->
         return f"it reads {source.tensor}, in the sparse file {dense.node.inputs[0]}"
     if dense.groups != 1:
         return "it has groups in the sparse file already, and is another one here"
+    if dense.weight.ndim != 4:
+        return "it is no two-dimensional convolution, and is another one here"
     found, expected = grouped.node.attributes, dense.node.attributes
-    strides = tuple(one * other for one, other in zip(source.strides, found.get("strides", (1, 1)), strict=True))
-    if not same_attributes(found, expected, but=("group", "strides")) or strides != tuple(expected.get("strides", (1, 1))):
+    own, whole = found.get("strides", (1, 1)), tuple(expected.get("strides", (1, 1)))
+    strides = tuple(one * other for one, other in zip(source.strides, own, strict=False))
+    is_strided_so = len(own) == len(source.strides) and strides == whole
+    if not same_attributes(found, expected, but=("group", "strides")) or not is_strided_so:
         return f"it has the attributes {dict(found)}, in the sparse file {dict(expected)}"
     is_padded = any(expected.get("pads", ())) or expected.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     if max(source.strides) > 1 and (is_padded or set(dense.weight.shape[2:]) != {1}):
         return "its windows need positions that it does not read"
-    if (grouped.bias is None) != (dense.bias is None):
-        return "it has a bias in one of the files only"
+    if (grouped.bias is None, not computed_bias(grouped)) != (dense.bias is None, not computed_bias(dense)):
+        return "it has a bias, or a computed one, in one of the files only"
     return ""
+
+
+def computed_bias(layer: WeightedLayer) -> str:
+    """The tensor that a convolution adds where that is no constant; "" where it is one, or there is none."""
+    return layer.node.inputs[2] if layer.bias is None and len(layer.node.inputs) > 2 else ""
 
 
 def held_channels(trace: Trace, held: Held) -> npt.NDArray[np.int64]:

@@ -3,7 +3,7 @@
 import numpy as np
 
 from masksparse_deploy.graph.model import Node, WeightedLayer
-from masksparse_deploy.rewrite.blocks.read_back import held_channels, wrong_setting, wrong_weights
+from masksparse_deploy.rewrite.blocks.read_back import computed_bias, held_channels, wrong_setting, wrong_weights
 from masksparse_deploy.rewrite.trace import CHANNEL_AXIS, Held, Trace, same_array
 
 __all__ = ["read_parts"]
@@ -13,7 +13,7 @@ def read_parts(trace: Trace, node: Node) -> bool:
     """A Conv whose result the sparse file does not have, or the Concat of such in place of the sparse file's Conv."""
     if node.domain or len(node.outputs) != 1:
         return False
-    twin = trace.producers.get(node.outputs[0])
+    twin = trace.twin(node)
     if node.op == "Conv" and twin is None:
         source, layer = trace.read(node.inputs[0]), trace.scopes[1].layer(node)
         if source is None or layer is None:
@@ -43,6 +43,8 @@ def _wrong(trace: Trace, dense: WeightedLayer, parts: list[tuple[Held, WeightedL
     shapes = {part.weight.shape[1:] for _, part in parts}
     if len(sizes) > 1 or len(shapes) > 1:
         return "its parts have groups of different sizes"
+    if computed_bias(dense):
+        return "its bias is computed, and that of its parts is not known"
     biases = [part.bias for _, part in parts if part.bias is not None]
     if dense.bias is not None and not same_array(np.concatenate(biases), dense.bias):
         return "it has another bias"

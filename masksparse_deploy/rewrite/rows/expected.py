@@ -7,7 +7,7 @@ import numpy as np
 
 from masksparse_deploy.graph.activations import ACTIVATIONS
 from masksparse_deploy.graph.geometry import conv_geometry
-from masksparse_deploy.graph.model import Graph, Node
+from masksparse_deploy.graph.model import Array, Graph, Node
 from masksparse_deploy.rewrite.rows.symbols import Floats, Ids, Symbols
 
 __all__ = ["Expected", "apply_elementwise", "is_elementwise"]
@@ -79,15 +79,26 @@ class Expected:
         node = None if tensor in self.boundaries else self._producers.get(tensor)
         if node is None or node.domain:
             return []
-        if node.op == "Conv" and node.attributes.get("group", 1) == 1 and node.inputs[1] in self._graph.constants:
-            return [node.inputs[0]]
-        if node.op == "Where" and node.inputs[0] in self._graph.constants and node.inputs[2] in self._graph.constants:
-            return [node.inputs[1]]
+        constants = self._graph.constants
+        if node.op == "Conv" and node.attributes.get("group", 1) == 1:
+            return [node.inputs[0]] if all(name in constants for name in node.inputs[1:] if name) else []
+        if node.op == "Where" and node.inputs[0] in constants:
+            keep, images, dropped = (constants.get(node.inputs[0]), node.inputs[1], constants.get(node.inputs[2]))
+            is_mask = keep is not None and keep.ndim <= 4 and set(keep.shape[:-2]) <= {1}
+            return [images] if is_mask and self._is_of_channels(dropped, images) else []
         if node.op in _ONE | _TWO:
-            images = [name for name in node.inputs if name and name not in self._graph.constants]
-            if images and len({self.size(name) for name in (*images, tensor)}) == 1:
+            images = [name for name in node.inputs if name and name not in constants]
+            fit = all(self._is_of_channels(constants[name], tensor) for name in node.inputs if name in constants)
+            if images and fit and len({self.size(name) for name in (*images, tensor)}) == 1:
                 return images
         return []
+
+    def _is_of_channels(self, array: Array | None, tensor: str) -> bool:
+        """Whether a constant is one number, or one for each channel of a tensor, the same for all samples and positions."""
+        size = self.size(tensor)
+        if array is None or size is None or array.ndim > 4:
+            return False
+        return array.size == 1 or (array.ndim > 2 and array.size == array.shape[-3] == size[0])
 
     def _computed(self, tensor: str, size: tuple[int, int, int]) -> Ids:
         channels, height, width = size

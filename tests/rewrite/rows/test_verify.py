@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from masksparse_deploy.rewrite.rows.grouping import GroupCosts
-from tests.rewrite.rows.models import ONLY_PRODUCTS, findings, in_rows, residual_network
+from tests.rewrite.rows.models import ONLY_PRODUCTS, Network, findings, in_rows, residual_network
 
 LAYERS = ("a.conv1", "a.conv2", "b.conv1", "b.conv2")
 SPARSE = residual_network()
@@ -171,3 +171,32 @@ def test_another_value_of_dropped_positions_is_found() -> None:
     change(other, "b.conv2.dropped", lambda values: values.fill(0))
     (told,) = findings(other, onnx.load_model_from_string(rewritten(PLAIN)))
     assert told.startswith("b.relu2.out is not what the sparse file computes in ")
+
+
+@pytest.mark.parametrize("op", ["Add", "Mul", "PRelu", "Sub"])
+@pytest.mark.parametrize("shape", [(8,), (8, 1)])
+def test_a_constant_along_height_or_width_is_not_taken_for_one_of_channels(op: str, shape: tuple[int, ...]) -> None:
+    def network(shape: tuple[int, ...]) -> onnx.ModelProto:
+        net = Network(channels=8)
+        keep = net.mask(8)
+        values = np.linspace(-1, 1, 8, dtype=np.float32).reshape(shape)
+        x = net.convolve("x", "first", (8, 8), keep)
+        return net.model(net.convolve(net.add(op, [x, net.constant("k", values)], "op"), "second", (8, 8), keep))
+
+    layers = ("first", "second")
+    assert findings(network(shape), in_rows(network(shape), layers)) == ()
+    found = findings(network(shape), in_rows(network((8, 1, 1)), layers))
+    assert any("second.positions.out is not what the sparse file computes" in line for line in found)
+
+
+def test_an_output_in_rows_is_no_constant() -> None:
+    net = Network()
+    keep = net.mask(8)
+    x = net.add("Relu", [net.convolve("x", "first", (3, 8), keep)], "relu")
+    sparse = net.model(net.convolve(x, "second", (8, 8), keep))
+    sparse.graph.output.append(next(value for value in sparse.graph.value_info if value.name == x))
+    model = in_rows(sparse, ("first", "second"))
+    assert findings(sparse, model) == ()
+    model.graph.node.remove(next(node for node in model.graph.node if x in node.output))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 8, 8, 8), np.float32), x))
+    assert f"{x}, an output or what a body reads, is not the sparse file's constant" in findings(sparse, model)
