@@ -254,11 +254,11 @@ def test_an_input_of_free_size_is_refused() -> None:
 
 
 def _mask_turned(model: onnx.ModelProto) -> None:
-    _edit(model, "kept_positions", lambda keep: keep[:, :, ::-1, :])
+    _edit(model, 0, lambda keep: keep[:, :, ::-1, :])
 
 
 def _constant_changed(model: onnx.ModelProto) -> None:
-    _edit(model, "dropped_value", lambda constant: constant * np.float32(1 + 2**-20))
+    _edit(model, 2, lambda constant: constant * np.float32(1 + 2**-20))
 
 
 def _mask_of_another_layer(model: onnx.ModelProto) -> None:
@@ -271,7 +271,7 @@ def _annotation_lost(model: onnx.ModelProto) -> None:
 
 
 def _everything_kept(model: onnx.ModelProto) -> None:
-    _edit(model, "kept_positions", np.ones_like)
+    _edit(model, 0, np.ones_like)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +307,9 @@ def test_a_mask_that_the_set_does_not_have_is_found(baked: tuple[Path, MaskSet])
     assert finding.endswith("masks positions, but the mask set has no position mask of conv")
 
 
-def _edit(model: onnx.ModelProto, suffix: str, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
-    """Change the first constant whose name ends so."""
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name.endswith(suffix))
+def _edit(model: onnx.ModelProto, place: int, change: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> None:
+    """Change a constant that the Where of the stem reads."""
+    where = next(node for node in model.graph.node if node.op_type == "Where")
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == where.input[place])
     array = np.ascontiguousarray(change(onnx.numpy_helper.to_array(tensor)))
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
