@@ -67,7 +67,7 @@ def _rows(site: Site) -> tuple[Form, ...]:
 
     How many depends on the layer before, so that the density is that of the layer's own mask, an upper bound.
     """
-    if site.positions is None or site.layer.weight.dtype != np.float32:
+    if site.positions is None or site.layer.weight.dtype != np.float32 or not site.positions.keep.any():
         return ()
     density = float(site.positions.keep.mean())
     whole = Form(name="rows", computed_density=density, costs=WHOLE_WINDOWS)

@@ -217,6 +217,8 @@ class _Run:
 def _no_form(site: Site) -> str:
     if site.n is None and site.layer.weight.dtype != np.float32:
         return f"rows are computed in float32, and its weights are {site.layer.weight.dtype}"
+    if site.positions is not None and not site.positions.keep.any():
+        return "none of its positions is kept"
     return "no form of it computes less"
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport
 from masksparse_deploy.core.blocks import BlockPattern
@@ -275,6 +275,16 @@ def test_masked_positions_in_half_precision_stay_dense(tmp_path: Path) -> None:
     model = with_positions(model_of(nodes, weights, {}, element=TensorProto.FLOAT16), ["a"])
     report, _ = rewrite_with(grouped_is(0.5), tmp_path, model)
     assert [layer.reason for layer in report.layers] == ["rows are computed in float32, and its weights are float16"]
+
+
+def test_a_mask_that_keeps_nothing_leaves_its_layer_dense(tmp_path: Path) -> None:
+    weights = layer_constants("a", np.ones((8, 4, 3, 3), np.float32))
+    nodes = [conv("a", "x", "b"), helper.make_node("Relu", ["b"], ["y"], name="relu")]
+    model = with_positions(model_of(nodes, weights, {}), ["a"])
+    keep = next(tensor for tensor in model.graph.initializer if tensor.name == "a.keep")
+    keep.CopyFrom(numpy_helper.from_array(np.zeros(tuple(keep.dims), np.bool_), "a.keep"))
+    report, _ = rewrite_with(grouped_is(0.5), tmp_path, model)
+    assert [layer.reason for layer in report.layers] == ["none of its positions is kept"]
 
 
 def test_a_file_is_not_written_over_itself(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ class RowBuilder:
         self._graph = model.graph
         self._names = Names(model.graph)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._batch: ir.Value | None = None
+        self._batches: dict[ir.Value, ir.Value] = {}
         self.before: ir.Node | None = None
 
     def add(
@@ -70,21 +70,28 @@ class RowBuilder:
         product = self.add("Gemm", [matrix, *weights], name)
         return self.reshape(product, [-1, len(indices), weight.shape[1]], f"{name}.rows")
 
-    def fixed_rows(self, values: Floats, name: str) -> ir.Value:
-        """Rows with these values, float32 (rows, channels), for every sample of the batch."""
+    def fixed_rows(self, values: Floats, like: ir.Value, name: str) -> ir.Value:
+        """Rows with these values, float32 (rows, channels), for every sample that the images `like` hold."""
         stored = self.constant(values[None], name)
-        (image,) = [value for value in self._graph.inputs if not value.is_initializer()]
-        assert image.shape is not None
-        batch = image.shape[0]
+        batch = None if like.shape is None else like.shape[0]
         if isinstance(batch, int):
             if batch == 1:
                 return stored
             return self.constant(np.repeat(values[None], batch, axis=0), f"{name}.batch")
-        if self._batch is None:
-            self._batch = self.add("Shape", [image], "rows.batch", {"start": 0, "end": 1})
         size = self.constant(np.array(values.shape, dtype=np.int64), f"{name}.size")
-        shape = self.add("Concat", [self._batch, size], f"{name}.shape", {"axis": 0})
+        shape = self.add("Concat", [self._batch_of(like), size], f"{name}.shape", {"axis": 0})
         return self.add("Expand", [stored, shape], f"{name}.expand")
+
+    def _batch_of(self, images: ir.Value) -> ir.Value:
+        """How many samples there are: as many as the network's, where the file tells that by the same name."""
+        first = next(value for value in self._graph.inputs if not value.is_initializer())
+        batches = [None if value.shape is None else value.shape[0] for value in (first, images)]
+        names = [batch.value for batch in batches if isinstance(batch, ir.SymbolicDim)]
+        source = first if len(names) == 2 and names[0] is not None and names[0] == names[1] else images
+        if source not in self._batches:
+            stem = "rows.batch" if source is first else f"{images.name}.batch"
+            self._batches[source] = self.add("Shape", [source], stem, {"start": 0, "end": 1})
+        return self._batches[source]
 
     def concat(self, parts: Sequence[ir.Value], name: str) -> ir.Value:
         """Rows behind one another; what there is if it is one tensor."""

@@ -53,7 +53,7 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor,
         zero_row=len(order) + is_masked,
     )
     constant = found.constant if is_masked else None
-    return RowTensor(value=value, layout=layout, channels=len(found.weight), constant=constant)
+    return RowTensor(value=value, layout=layout, channels=len(found.weight), constant=constant, image=source.image)
 
 
 class _Convolution:
@@ -94,7 +94,7 @@ class _Convolution:
         computed, _ = _by_work(segment)
         parts = [self._product(group, segment, bias, f"{name}.{index}") for index, group in enumerate(computed)]
         zeros = np.zeros((1, len(bias)), dtype=np.float32)
-        parts.append(self._build.fixed_rows(np.concatenate([*fixed, zeros]), f"{name}.fixed"))
+        parts.append(self._build.fixed_rows(np.concatenate([*fixed, zeros]), self._source.image, f"{name}.fixed"))
         return self._build.concat(parts, f"{name}.rows")
 
     def _product(self, group: Group, segment: Segment, bias: Floats, name: str) -> ir.Value:

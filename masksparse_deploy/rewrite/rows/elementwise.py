@@ -87,7 +87,7 @@ def add_elementwise(build: RowBuilder, node: ir.Node, tensors: Sequence[RowTenso
     first = tensors[0]
     layout = first.layout if _keeps_zero(node) else replace(first.layout, zero_row=None)
     constant = None if first.layout.is_complete else _exactly(node, operands)
-    return RowTensor(value=result, layout=layout, channels=first.channels, constant=constant)
+    return replace(first, value=result, layout=layout, constant=constant)
 
 
 def _keeps_zero(node: ir.Node) -> bool:

@@ -83,9 +83,9 @@ class Expected:
         if node.op == "Conv" and node.attributes.get("group", 1) == 1:
             return [node.inputs[0]] if all(name in constants for name in node.inputs[1:] if name) else []
         if node.op == "Where" and node.inputs[0] in constants:
-            keep, images, dropped = (constants.get(node.inputs[0]), node.inputs[1], constants.get(node.inputs[2]))
-            is_mask = keep is not None and keep.ndim <= 4 and set(keep.shape[:-2]) <= {1}
-            return [images] if is_mask and self._is_of_channels(dropped, images) else []
+            keep, dropped = constants[node.inputs[0]], constants.get(node.inputs[2])
+            is_mask = keep.ndim <= 4 and set(keep.shape[:-2]) <= {1}
+            return [node.inputs[1]] if is_mask and self._is_of_channels(dropped, node.inputs[1]) else []
         if node.op in _ONE | _TWO:
             images = [name for name in node.inputs if name and name not in constants]
             fit = all(self._is_of_channels(constants[name], tensor) for name in node.inputs if name in constants)

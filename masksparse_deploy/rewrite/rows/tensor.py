@@ -21,12 +21,14 @@ class RowTensor:
         layout: which row holds which position.
         channels: how many.
         constant: float32 (channels,), what the constant row holds; None if there is none, or if runtimes may differ in it.
+        image: images of as many samples.
     """
 
     value: ir.Value
     layout: RowLayout
     channels: int
     constant: npt.NDArray[np.float32] | None
+    image: ir.Value
 
 
 def from_images(build: RowBuilder, value: ir.Value) -> RowTensor:
@@ -35,15 +37,15 @@ def from_images(build: RowBuilder, value: ir.Value) -> RowTensor:
     _, channels, height, width = value.shape
     assert isinstance(channels, int) and isinstance(height, int) and isinstance(width, int), "no obstacle was found before"
     rows = build.from_images(value, height * width, f"{value.name}.rows")
-    plain = RowTensor(value=rows, layout=dense_layout(height, width, with_zero=False), channels=channels, constant=None)
-    return with_zero_row(build, plain)
+    layout = dense_layout(height, width, with_zero=False)
+    return with_zero_row(build, RowTensor(value=rows, layout=layout, channels=channels, constant=None, image=value))
 
 
 def with_zero_row(build: RowBuilder, rows: RowTensor) -> RowTensor:
     """The same with a row of zeros."""
     if rows.layout.zero_row is not None:
         return rows
-    zeros = build.fixed_rows(np.zeros((1, rows.channels), dtype=np.float32), f"zero_row.{rows.channels}")
+    zeros = build.fixed_rows(np.zeros((1, rows.channels), dtype=np.float32), rows.image, f"zero_row.{rows.channels}")
     value = build.concat([rows.value, zeros], f"{rows.value.name}.padded")
     layout = replace(rows.layout, row_count=rows.layout.row_count + 1, zero_row=rows.layout.row_count)
     return replace(rows, value=value, layout=layout)
@@ -60,7 +62,7 @@ def rearranged(build: RowBuilder, rows: RowTensor, layout: RowLayout) -> RowTens
     indices[layout.rows.reshape(-1)] = rows.layout.in_memory_order()
     indices[layout.zero_row] = rows.layout.zero_row
     value = build.gather(rows.value, indices, f"{rows.value.name}.spread")
-    return RowTensor(value=value, layout=layout, channels=rows.channels, constant=None)
+    return replace(rows, value=value, layout=layout, constant=None)
 
 
 def to_images(build: RowBuilder, rows: RowTensor, name: str) -> ir.Value:

@@ -103,7 +103,7 @@ class RowsReader:
         return True
 
     def _of(self, name: str, form: str = "rows") -> _Rows | None:
-        rows = self._rows.get(name)
+        rows = self._rows.get(name) or self._fixed(name)
         return rows if rows is not None and rows.form == form else None
 
     def _transpose(self, node: Node) -> _Rows | None:
@@ -142,7 +142,7 @@ class RowsReader:
         return _Rows(rows.symbols[indices], rows.channels)
 
     def _concat(self, node: Node) -> _Rows | None:
-        parts = [self._of(name) or self._fixed(name) for name in node.inputs]
+        parts = [self._of(name) for name in node.inputs]
         known = [part for part in parts if part is not None]
         if len(known) < len(parts) or node.attributes.get("axis") != _ROW_AXIS or len({part.channels for part in known}) != 1:
             return None
@@ -150,12 +150,17 @@ class RowsReader:
 
     def _fixed(self, name: str) -> _Rows | None:
         """Constant rows, stored for every sample of a fixed batch."""
-        array, (shape,) = self._trace.constant(name), self._trace.sparse.inputs.values()
-        if array is None or array.ndim != 3 or array.dtype != np.float32 or array.shape[0] != shape[0]:
+        array = self._trace.constant(name)
+        if array is None or array.ndim != 3 or array.dtype != np.float32 or array.shape[0] not in self._batches():
             return None
         if (array != array[:1]).any():
             return None
         return _Rows(np.array([self._symbols.constant(row) for row in array[0]], dtype=np.int64), array.shape[2])
+
+    def _batches(self) -> set[int | None]:
+        """The fixed batches of what the network reads, and of images that became rows; Concat refuses any other."""
+        shapes = self._trace.sparse.shapes
+        return {shapes[name][0] for name in (*self._trace.sparse.inputs, *self._expected.boundaries) if shapes.get(name)}
 
     def _expand(self, node: Node) -> _Rows | None:
         """Constant rows, for every sample of whatever batch."""
@@ -165,10 +170,12 @@ class RowsReader:
         return _Rows(np.array([self._symbols.constant(row) for row in array[0]], dtype=np.int64), array.shape[2])
 
     def _read_shape(self, node: Node) -> bool:
-        """The batch of the network's input, and the batch with numbers behind it."""
+        """The batch of images of the sparse file, and the batch with numbers behind it; Concat refuses another batch."""
         (name,) = node.outputs
-        if node.op == "Shape" and node.inputs[0] in self._trace.sparse.inputs:
-            if (node.attributes.get("start", 0), node.attributes.get("end")) == (0, 1):
+        if node.op == "Shape":
+            held = self._trace.read(node.inputs[0])
+            is_image = held is not None and held.is_whole and held.tensor == node.inputs[0]
+            if is_image and (node.attributes.get("start", 0), node.attributes.get("end")) == (0, 1):
                 self._shapes[name] = ()
         elif node.op == "Concat" and len(node.inputs) == 2 and self._shapes.get(node.inputs[0]) == ():
             numbers = self._trace.constant(node.inputs[1])

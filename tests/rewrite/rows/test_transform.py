@@ -61,6 +61,46 @@ def test_a_batch_that_the_file_fixes_is_kept(batch: int) -> None:
     assert "Expand" not in {node.op_type for node in rewritten.graph.node}
 
 
+@pytest.mark.parametrize("batch", ["batch", 2])
+def test_images_that_a_network_takes_apart_are_more_than_it_reads(batch: int | str) -> None:
+    net = Network(batch=batch)
+    keep = net.mask(4)
+    parts = net.add("Reshape", ["x", net.constant("shape", np.array([-1, 3, 4, 4]))], "parts")
+    x = net.add("Relu", [net.convolve(parts, "first", (3, 8), keep)], "relu")
+    assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"], 2)
+
+
+@pytest.mark.parametrize("batch", [1, 2, "batch"])
+def test_taps_that_read_constants_alone_need_no_product(batch: int | str) -> None:
+    """In a file of a fixed batch what they add up to is stored."""
+    net = Network(batch=batch)
+    keep = np.zeros((8, 8))
+    keep[3, 3] = 1
+    x = net.add("Relu", [net.convolve("x", "first", (3, 8), keep)], "relu")
+    count = batch if isinstance(batch, int) else 3
+    assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"], count)
+
+
+def test_a_network_may_have_several_inputs() -> None:
+    net = Network()
+    keep = net.mask(8)
+    x = net.convolve(net.add("Mul", ["x", "scale"], "scaled"), "first", (3, 8), keep)
+    output = net.convolve(net.add("Relu", [x], "relu"), "second", (8, 8), keep)
+    net.constant("scale", np.ones((1, 1, 1, 1), np.float32))
+    model = net.model(output)
+    del model.graph.initializer[[tensor.name for tensor in model.graph.initializer].index("scale")]
+    model.graph.input.insert(0, onnx.helper.make_tensor_value_info("scale", onnx.TensorProto.FLOAT, [1, 1, 1, 1]))
+    rewritten = in_rows(model, ["first", "second"])
+    assert findings(model, rewritten) == ()
+    inputs = {"x": np.ones((2, 3, 8, 8), np.float32), "scale": np.ones((1, 1, 1, 1), np.float32)}
+    sessions = (
+        onnxruntime.InferenceSession(one.SerializeToString(), providers=["CPUExecutionProvider"]) for one in (model, rewritten)
+    )
+    expected, found = (session.run(None, inputs)[0] for session in sessions)
+    # two layers of at most 73 terms, as in `assert_same`
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2 * 2 * 73 * 2.0**-24 * 20 * np.abs(expected).max())
+
+
 @pytest.mark.parametrize(
     ("attributes", "size"),
     [
