@@ -16,7 +16,7 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.learn.block_obstacle import block_choice, block_obstacle
 from masksparse_deploy.learn.probe import Probe, WeightLayer, weight_layers
 
-__all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "obstacles", "survey_layers"]
+__all__ = ["GROUP_AXIS", "EligibleLayer", "LayerSurvey", "obstacles", "shared_weights", "survey_layers"]
 
 # Input channels: axis 1 of (out_channels, in_channels, kernel_h, kernel_w) and of (out_features, in_features).
 GROUP_AXIS = 1
@@ -101,7 +101,7 @@ def survey_layers(
     for option, globs in (("include", include), ("exclude", exclude)):
         for glob in globs:
             check_glob(f"mask.{option}", glob, tuple(layers))
-    shared = _shared_weights(model)
+    shared = shared_weights(model)
     eligible: list[EligibleLayer] = []
     skipped: list[SkippedLayer] = []
     for name, module in layers.items():
@@ -144,7 +144,7 @@ def survey_layers(
 
 def obstacles(model: nn.Module, probe: Probe, *, pattern: Pattern, pad_channels: bool = False) -> dict[str, str]:
     """Layer name -> why the layer cannot carry a mask of `pattern`, whatever the user says; the others are missing."""
-    shared = _shared_weights(model)
+    shared = shared_weights(model)
     layers = weight_layers(model).items()
     found = {name: _obstacle(name, module, probe, shared, pattern, pad_channels) for name, module in layers}
     return {name: reason for name, reason in found.items() if reason is not None}
@@ -215,7 +215,7 @@ def _is_named(name: str, include: Sequence[str]) -> bool:
     return any(glob != _EVERYTHING and fnmatchcase(name, glob) for glob in include)
 
 
-def _shared_weights(model: nn.Module) -> dict[str, str]:
+def shared_weights(model: nn.Module) -> dict[str, str]:
     """Layer name -> another name under which the same weight is used."""
     owners: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from masksparse_deploy.core.artifacts.document import SkippedLayer
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.learn.eligibility import check_glob
+from masksparse_deploy.learn.eligibility import check_glob, shared_weights
 from masksparse_deploy.learn.positions.maps import Size, dropped_count
 from masksparse_deploy.learn.probe import WeightLayer, probe_model, weight_layers
 
@@ -42,7 +42,8 @@ class PositionSurvey:
 def survey_positions(model: nn.Module, image_shape: tuple[int, ...], options: MaskOptions) -> PositionSurvey:
     """Sort the layers into those that will carry a mask of positions and skipped ones with reasons.
 
-    A 2-d convolution may carry one if it runs once for an image, and always with the same output size. By default these
+    A 2-d convolution may carry one if it runs once for an image, always with the same output size, and has a stored weight
+    that no other layer uses, by which ONNX files tell it. By default these
     compute everything: the first convolution, which reads the image; depthwise and grouped ones, which do not become faster
     by it; 1x1 ones without `options.position_pointwise`. A glob in `options.include` other than "*" brings in the first and
     the grouped ones. Linear layers have no positions.
@@ -64,12 +65,13 @@ def survey_positions(model: nn.Module, image_shape: tuple[int, ...], options: Ma
     # An image of another content tells sizes that depend on it.
     runs = [_output_sizes(model, layers, image) for image in _example_images(model, image_shape)]
     first = next((name for name in runs[0] if isinstance(layers[name], _ConvNd)), None)
+    shared = shared_weights(model)
     found: list[PositionLayer] = []
     skipped: list[SkippedLayer] = []
     for name, module in layers.items():
         calls = [sizes.get(name, []) for sizes in runs]
         mac_count = mac_counts.get(name, 0)
-        obstacle = _obstacle(module, calls, options)
+        obstacle = _obstacle(module, calls, options, shared.get(name))
         if obstacle and name in options.include and options.method == "positions":
             raise UsageError(f"mask.include names {name}, which cannot leave positions out: {obstacle}; remove it")
         reason = obstacle or _choice(name, module, options, is_first=name == first)
@@ -107,7 +109,7 @@ def _output_sizes(model: nn.Module, layers: dict[str, WeightLayer], image: torch
     return sizes
 
 
-def _obstacle(module: WeightLayer, calls: Sequence[list[Size]], options: MaskOptions) -> str | None:
+def _obstacle(module: WeightLayer, calls: Sequence[list[Size]], options: MaskOptions, shared_with: str | None) -> str | None:
     """Why the layer cannot carry a mask, whatever else the user says."""
     if isinstance(module, nn.Linear):
         return "a linear layer has no positions"
@@ -115,6 +117,10 @@ def _obstacle(module: WeightLayer, calls: Sequence[list[Size]], options: MaskOpt
         return "a transposed convolution"
     if not isinstance(module, nn.Conv2d):
         return "not a 2-d convolution"
+    if "weight" not in module._parameters:
+        return "its weight is computed (parametrized), not stored"
+    if shared_with is not None:
+        return f"shares its weight with {shared_with}"
     if not calls[0]:
         return "does not run when an image passes through the network"
     if calls[0] != calls[1]:

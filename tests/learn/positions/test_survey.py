@@ -4,6 +4,7 @@ from torch import nn
 from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.learn.positions.survey import PositionSurvey, survey_positions
+from tests.learn.networks import zoo
 from tests.learn.positions.networks import OPTIONS, Cropping, EveryKind, seeded
 
 SHAPE = (3, 7, 9)
@@ -32,6 +33,16 @@ def test_layers_and_reasons() -> None:
         "squeezed": "mask.position_rate 0.3 of 1 x 1 positions drops none",
         "fc": "a linear layer has no positions",
     }
+
+
+def test_a_layer_that_a_file_does_not_tell_by_its_weight_is_left_dense() -> None:
+    """They are refused in baking, and should be known before anything is trained."""
+    found = survey_positions(zoo(), (3, 8, 8), OPTIONS.model_copy(update={"position_pointwise": True}))
+    assert [layer.name for layer in found.layers] == ["plain"]
+    reasons = {layer.name: layer.reason for layer in found.skipped}
+    assert reasons["tied"] == "shares its weight with also_tied"
+    assert reasons["also_tied"] == "shares its weight with tied"
+    assert reasons["scaled"] == "its weight is computed (parametrized), not stored"
 
 
 def test_naming_a_layer_brings_it_in() -> None:
