@@ -11,6 +11,7 @@ report.md. On a machine that does other work too, `--processor-time` with one th
 
 import argparse
 import json
+import math
 import re
 import sys
 import tempfile
@@ -26,11 +27,13 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from masksparse_deploy.core.config import EngineOptions, RewriteOptions
 from masksparse_deploy.core.files import canonical_json, make_folder, write_atomic
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.rewrite.forms import Form, rewritten
 from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
+from masksparse_deploy.rewrite.run import REWRITTEN_NAME, rewrite
 from masksparse_deploy.rewrite.verify import differences
 from tools.imagenet_networks import resnet18
 
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=40, help="of timing, one inference of each network")
     parser.add_argument("--processor-time", action="store_true", help="instead of wall time; for one thread only")
+    parser.add_argument("--chosen", action="store_true", help="also what the rewrite stage chooses, which takes a minute each")
     parser.add_argument("--again", action="store_true", help="time networks anew that were timed before")
     options = parser.parse_args(arguments)
     if options.processor_time and options.threads != [1]:
@@ -64,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path = make_folder(options.out) / f"rate_{rate:g}_threads_{threads}.json"
             if options.again or not path.exists():
                 print(f"{rate:.0%} left out, {threads} threads", file=sys.stderr)
-                write_atomic(path, canonical_json(_measure(rate, threads, options.rounds, clock)))
+                write_atomic(path, canonical_json(_measure(rate, threads, options.rounds, clock, choose=options.chosen)))
             results.append(json.loads(path.read_text(encoding="utf-8")))
     text = f"{_network_table(results)}\n\n{_layer_tables(results)}\n"
     write_atomic(options.out / "report.md", text.encode())
@@ -106,14 +110,17 @@ def with_positions(model: onnx.ModelProto, rate: float, seed: int = 0) -> onnx.M
     return onnx.shape_inference.infer_shapes(copy, strict_mode=True)
 
 
-def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float], *, choose: bool) -> dict[str, Any]:
     dense = resnet18()
     sparse = with_positions(dense, rate)
     masked = [node.name.removesuffix(".positions") for node in sparse.graph.node if node.op_type == "Where"]
     models = {"dense": dense, "masked": sparse}
     models |= {name: rewritten(sparse, dict.fromkeys(masked, form)) for name, form in FORMS.items()}
     graph = parse_graph(sparse.SerializeToString(), name="sparse")
-    for name in FORMS:
+    if choose and (chosen := _chosen(sparse, threads)) is not None:
+        models["chosen"] = chosen
+    forms = [name for name in models if name not in ("dense", "masked")]
+    for name in forms:
         wrong = differences(graph, parse_graph(models[name].SerializeToString(), name=name))
         assert not wrong, wrong
     (entry,) = dense.graph.input
@@ -134,13 +141,23 @@ def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float])
         "threads": threads,
         "clock": clock.__name__,
         "times_ms": times,
-        "difference": {name: float(np.abs(outputs[name] - outputs["masked"]).max() / scale) for name in FORMS},
+        "difference": {name: float(np.abs(outputs[name] - outputs["masked"]).max() / scale) for name in forms},
         "bytes": {name: model.ByteSize() for name, model in models.items()},
         "operators": {name: len(model.graph.node) for name, model in models.items()},
         "products": {name: _products(model) for name, model in models.items()},
         "layers_ms": {name: _profile(model, feeds, threads) for name, model in models.items() if name != "masked"},
         "versions": {"onnxruntime": onnxruntime.__version__},
     }
+
+
+def _chosen(sparse: onnx.ModelProto, threads: int) -> onnx.ModelProto | None:
+    """What the rewrite stage makes of the file; None if nothing gets faster."""
+    with tempfile.TemporaryDirectory(prefix="masksparse-") as folder:
+        path = Path(folder) / "sparse.onnx"
+        onnx.save(sparse, path)
+        rewrite(path, RewriteOptions(), EngineOptions(batch=1, threads=threads), out=Path(folder))
+        written = Path(folder) / REWRITTEN_NAME
+        return onnx.load(written) if written.exists() else None
 
 
 def _session(model: onnx.ModelProto, threads: int, profile: Path | None = None) -> Any:
@@ -179,7 +196,8 @@ def _products(model: onnx.ModelProto) -> int:
     total = 0
     for node in graph.nodes:
         if node.op == "Conv":
-            total += graph.constants[node.inputs[1]].size * int(np.prod(graph.shapes[node.outputs[0]][2:]))
+            positions = math.prod(length or 1 for length in graph.shapes[node.outputs[0]][2:])
+            total += graph.constants[node.inputs[1]].size * positions
         elif node.op == "Gemm":
             total += graph.constants[node.inputs[1]].size * int(graph.shapes[node.outputs[0]][0] or 1)
     return total
@@ -197,7 +215,7 @@ def _network_table(results: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| left out | threads | network | dense over it | middle half | products | ideal | operators | MB | difference |"]
     lines += ["|---|---|---|---|---|---|---|---|---|---|"]
     for result in results:
-        for name in FORMS:
+        for name in result["difference"]:
             ratio, low, high = _ratio(result, name)
             ideal = result["products"]["dense"] / result["products"][name]
             lines.append(

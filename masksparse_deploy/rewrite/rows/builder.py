@@ -14,6 +14,8 @@ __all__ = ["RowBuilder"]
 
 Floats = npt.NDArray[np.float32]
 _ROW_AXIS = 1
+# The operator set from which on Shape gives the lengths of some axes alone.
+_SHAPE_OF_AXES = 15
 
 
 class RowBuilder:
@@ -21,6 +23,7 @@ class RowBuilder:
 
     def __init__(self, model: ir.Model) -> None:
         self._graph = model.graph
+        self._opset = model.opset_imports.get("", _SHAPE_OF_AXES)
         self._names = Names(model.graph)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._batches: dict[ir.Value, ir.Value] = {}
@@ -90,8 +93,14 @@ class RowBuilder:
         source = first if len(names) == 2 and names[0] is not None and names[0] == names[1] else images
         if source not in self._batches:
             stem = "rows.batch" if source is first else f"{images.name}.batch"
-            self._batches[source] = self.add("Shape", [source], stem, {"start": 0, "end": 1})
+            self._batches[source] = self._first_length(source, stem)
         return self._batches[source]
+
+    def _first_length(self, value: ir.Value, name: str) -> ir.Value:
+        if self._opset >= _SHAPE_OF_AXES:
+            return self.add("Shape", [value], name, {"start": 0, "end": 1})
+        shape = self.add("Shape", [value], f"{name}.shape")
+        return self.add("Gather", [shape, self.constant(np.zeros(1, dtype=np.int64), f"{name}.axis")], name, {"axis": 0})
 
     def concat(self, parts: Sequence[ir.Value], name: str) -> ir.Value:
         """Rows behind one another; what there is if it is one tensor."""

@@ -54,6 +54,8 @@ class RowsReader:
         self._rows: dict[str, _Rows] = {}
         # tensors that hold the batch, and behind it these numbers
         self._shapes: dict[str, tuple[int, ...]] = {}
+        # those that hold all lengths of images
+        self._whole_shapes: set[str] = set()
 
     def read(self, trace: Trace, node: Node) -> bool:
         """Whether an operator on rows is understood; that images are other than the sparse file's goes to the findings."""
@@ -171,17 +173,22 @@ class RowsReader:
 
     def _read_shape(self, node: Node) -> bool:
         """The batch of images of the sparse file, and the batch with numbers behind it; Concat refuses another batch."""
-        (name,) = node.outputs
+        (name,), attributes = node.outputs, node.attributes
+        numbers = self._trace.constant(node.inputs[1]) if len(node.inputs) == 2 else None
         if node.op == "Shape":
             held = self._trace.read(node.inputs[0])
             is_image = held is not None and held.is_whole and held.tensor == node.inputs[0]
-            if is_image and (node.attributes.get("start", 0), node.attributes.get("end")) == (0, 1):
+            if is_image and (attributes.get("start", 0), attributes.get("end")) == (0, 1):
                 self._shapes[name] = ()
-        elif node.op == "Concat" and len(node.inputs) == 2 and self._shapes.get(node.inputs[0]) == ():
-            numbers = self._trace.constant(node.inputs[1])
-            if numbers is not None and node.attributes.get("axis") == 0:
+            elif is_image and not attributes:
+                self._whole_shapes.add(name)
+        elif node.op == "Gather" and node.inputs[0] in self._whole_shapes:
+            if numbers is not None and numbers.tolist() == [0] and attributes.get("axis", 0) == 0:
+                self._shapes[name] = ()
+        elif node.op == "Concat" and self._shapes.get(node.inputs[0]) == ():
+            if numbers is not None and attributes.get("axis") == 0:
                 self._shapes[name] = tuple(numbers.tolist())
-        return name in self._shapes
+        return name in self._shapes or name in self._whole_shapes
 
     def _gemm(self, node: Node) -> _Rows | None:
         matrix = self._of(node.inputs[0], "matrix")
