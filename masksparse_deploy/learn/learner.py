@@ -120,8 +120,8 @@ class Learner:
     def run_step(self) -> None:
         """One step of the optimizer; does not wait for the GPU, so that `check` tells later what went wrong."""
         index = self.step % self.epoch_steps
-        self._trainee.begin_step(self.step, self.total_steps, self._batches.noise_seed(self.step))
         with _repeatable_kernels():
+            self._trainee.begin_step(self.step, self.total_steps, self._batches.noise_seed(self.step))
             for images, labels in self._batches.of_step(self.step, self._accelerator.device):
                 with self._accelerator.accumulate(self._network):
                     loss = self._loss(images, labels)

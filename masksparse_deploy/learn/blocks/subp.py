@@ -12,8 +12,8 @@ from masksparse_deploy.learn.mask_rule import Keep, MaskRule, Weight
 
 __all__ = ["Subp"]
 
-# First word of the seeds of regrowth; learn.batches has those before.
-_REGROWTH = 4
+# First word of the seeds of regrowth; learn.batches and learn.positions have those before.
+_REGROWTH = 6
 # The authors' choice for dropped weights, after SR-STE (Zhou et al. 2021).
 _DROPPED_DECAY = 2e-4
 # In shorter trainings than so many epochs, masks are chosen more often than at the start of each.
@@ -36,7 +36,7 @@ class Subp(MaskRule):
         criterion: what blocks are scored by.
         start: share of the steps after which the last regrown blocks begin to stay pruned.
         end: share of the steps after which no block is regrown.
-        epochs: of the training.
+        epochs: how often masks are chosen at least; training that ends before so many epochs chooses as often in fewer steps.
         seed: of the draws.
     """
 

@@ -39,7 +39,7 @@ class MapChoice(ABC):
 
 @final
 class TrainingLoss(MapChoice):
-    """The map of the step with the lowest training loss, as Grimaldi et al. 2023 have it.
+    """The map of the step with the lowest training loss, as Grimaldi et al. 2023 have it; steps before the ramp count, too.
 
     Losses of different steps are of different batches, weights and shares of dropped positions, and the last count most: a
     loss is lowest where little is dropped, so that the map is as good as any other, and no better than that on average.

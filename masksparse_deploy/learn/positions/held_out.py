@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate.utils import reduce
 from torch import nn
 
 from masksparse_deploy.core.config import MaskOptions
@@ -48,12 +49,15 @@ class HeldOutLoss:
         return max(1, len(self.samples) // self.options.batch_size)
 
     def __call__(self, number: int, batches: range) -> float:
-        """The mean loss of the map `number` over some of the batches."""
+        """The mean loss of the map `number` over some of the batches, the same in every process."""
         for name, keep in self.maps.keep(number, self.options.position_rate).items():
             self.hooks[name].set(keep)
         with torch.no_grad(), _unmoved_statistics(self.network):
             losses = [self._loss(batch) for batch in batches]
-        return float(torch.stack(losses).mean())
+        # GPUs may round differently, and processes must not settle on different maps.
+        mean = reduce(torch.stack(losses).mean(), "mean")
+        assert isinstance(mean, torch.Tensor)
+        return float(mean)
 
     def _loss(self, batch: int) -> torch.Tensor:
         part = slice(batch * self.options.batch_size, (batch + 1) * self.options.batch_size)

@@ -104,6 +104,15 @@ def test_regrown_blocks_change_from_choice_to_choice_and_between_layers_but_not_
     assert len({keep.tobytes() for keep in middle}) == 4
 
 
+def test_every_choice_draws_anew() -> None:
+    """Of the same weights, later choices draw fewer blocks, and not just the first of those before."""
+    chosen = rule(end=1.0)
+    earlier, later = (chosen.choose(weight(), chosen.first(weight()), step=step, total_steps=40, layer=0) for step in (30, 32))
+    # int(8 * (1 - 0.75^3)) and int(8 * (1 - 0.8^3)) of 8, beside the same 8 that are kept.
+    assert [int(PATTERN.blocks(keep)[0].sum()) for keep in (earlier, later)] == [12, 11]
+    assert (later & ~earlier).any()
+
+
 def test_a_pruned_block_comes_back() -> None:
     masks = course(rule(end=1.0), 40)
     returned = [(~before & after).any() for before, after in itertools.pairwise(masks)]

@@ -7,14 +7,16 @@ import torch
 
 from masksparse_deploy.core.masks import MaskSet, read_mask_set
 from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.learn.batches import _AUGMENTATION, _NOISE, _ORDER
+from masksparse_deploy.learn.blocks.subp import _REGROWTH
 from masksparse_deploy.learn.dynamic import SparseTraining
 from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.learner import Learner
 from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.positions.apply import masked_positions
-from masksparse_deploy.learn.positions.maps import dropped_count, freezing_step, ramped_rate
-from masksparse_deploy.learn.positions.plan import plan_positions
+from masksparse_deploy.learn.positions.maps import _MAP, dropped_count, freezing_step, ramped_rate
+from masksparse_deploy.learn.positions.plan import _HELD_OUT, plan_positions
 from masksparse_deploy.learn.positions.sparsifier import _dense_trainee
 from masksparse_deploy.learn.positions.trainee import PositionTrainee
 from masksparse_deploy.learn.probe import probe_model
@@ -181,6 +183,12 @@ def test_masks_of_weights_and_of_positions_hold_together(tmp_path: Path, method:
         assert not mask.keep.all()
         assert not outcome.weights[name][~mask.keep].any()
     assert outcome.statistics
+
+
+def test_no_two_sources_of_randomness_share_their_numbers() -> None:
+    """Seeds are told apart by their first words: blocks that are drawn back must not follow the maps of the same steps."""
+    words = (_ORDER, _AUGMENTATION, _NOISE, _MAP, _HELD_OUT, _REGROWTH)
+    assert len(set(words)) == len(words)
 
 
 def test_interrupted_training_under_both_kinds_ends_with_the_same_bytes(tmp_path: Path) -> None:
