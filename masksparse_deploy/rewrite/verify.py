@@ -30,7 +30,7 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
     """
     trace, rows = _followed(sparse, rewritten)
     computed = {name for node in rewritten.nodes for name in node.outputs}
-    missing = [node for node in sparse.nodes if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
+    missing = [node for node in _read_nodes(sparse) if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
     trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
     trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
     trace.findings += _body_findings(sparse.bodies, rewritten.bodies)
@@ -128,6 +128,19 @@ def _same_constant(sparse: Graph, rewritten: Graph, name: str) -> bool:
     if expected is None or found is None:
         return expected is found
     return same_array(expected, found)
+
+
+def _read_nodes(graph: Graph) -> list[Node]:
+    """The operators that the outputs are made of, in graph order."""
+    bodies: dict[str, set[str]] = {}
+    for body in graph.bodies:
+        bodies.setdefault(body.node.name, set()).update(_reads(body.graph))
+    read, found = {*graph.outputs}, []
+    for node in reversed(graph.nodes):
+        if not read.isdisjoint(filter(None, node.outputs)):
+            found.append(node)
+            read.update(node.inputs, bodies.get(node.name, ()))
+    return found[::-1]
 
 
 def _reads(graph: Graph) -> set[str]:

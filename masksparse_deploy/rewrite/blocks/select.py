@@ -13,6 +13,8 @@ __all__ = ["Selection"]
 
 _CHANNEL_AXIS = 1
 _SPATIAL_AXES = (2, 3)
+# The operator set from which on Slice takes its bounds as inputs; before, consecutive channels are gathered as any other.
+_SLICE_BY_INPUTS = 10
 # The types that AveragePool takes in every version of the operators.
 _POOLED_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
@@ -68,7 +70,7 @@ class Selection:
         consecutive = np.array_equal(channels, np.arange(first, first + count))
         if consecutive and count == channel_count:
             return source
-        if consecutive:
+        if consecutive and graph.opset_imports.get("", _SLICE_BY_INPUTS) >= _SLICE_BY_INPUTS:
             values = {"start": first, "end": first + count, "axis": _CHANNEL_AXIS}
             parameters = [add_constant(graph, self._names, f"{stem}/{k}", np.array([v])) for k, v in values.items()]
             selection = ir.node("Slice", [source, *parameters], name=self._names.unused(stem))

@@ -182,11 +182,10 @@ class RowsReader:
                 self._shapes[name] = ()
             elif is_image and not attributes:
                 self._whole_shapes.add(name)
-        elif node.op == "Gather" and node.inputs[0] in self._whole_shapes:
-            if numbers is not None and numbers.tolist() == [0] and attributes.get("axis", 0) == 0:
+        elif numbers is not None and attributes == {"axis": 0}:
+            if node.op == "Gather" and node.inputs[0] in self._whole_shapes and numbers.tolist() == [0]:
                 self._shapes[name] = ()
-        elif node.op == "Concat" and self._shapes.get(node.inputs[0]) == ():
-            if numbers is not None and attributes.get("axis") == 0:
+            elif node.op == "Concat" and self._shapes.get(node.inputs[0]) == ():
                 self._shapes[name] = tuple(numbers.tolist())
         return name in self._shapes or name in self._whole_shapes
 

@@ -121,6 +121,17 @@ def test_consecutive_channels_are_a_slice() -> None:
     assert_same_function(before, after)
 
 
+def test_a_slice_is_a_gather_where_its_bounds_cannot_be_inputs() -> None:
+    weight = np.random.default_rng(0).standard_normal((4, 4, 3, 3), dtype=np.float32)
+    weight[:, 3] = 0
+    before = one_layer(weight)
+    before.opset_import[0].version = 9
+    after = rewritten(before)
+    onnx.checker.check_model(after, full_check=True)
+    assert operators(after) == Counter(Conv=1, Gather=1)
+    assert_same_function(before, after)
+
+
 def test_a_weight_of_a_constant_node_is_taken_too() -> None:
     weight = blocked_weight((8, 4, 3, 3), HALF, seed=3)
     constant = helper.make_node("Constant", [], ["conv1.weight"], name="make", value=numpy_helper.from_array(weight))

@@ -70,6 +70,21 @@ def test_images_that_a_network_takes_apart_are_more_than_it_reads(batch: int | s
     assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"], 2)
 
 
+def test_operators_of_older_files_are_enough() -> None:
+    model = residual_network()
+    model.opset_import[0].version = 13
+    assert_same(model, ["a.conv1", "a.conv2"], 2)
+
+
+def test_a_layer_that_nobody_reads_is_left_out() -> None:
+    net = Network()
+    keep = net.mask(8)
+    x = net.convolve("x", "first", (3, 8), keep)
+    net.convolve(x, "unread", (8, 8), keep)
+    rewritten = assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second", "unread"])
+    assert not any(node.name.startswith("unread") and node.op_type == "Conv" for node in rewritten.graph.node)
+
+
 @pytest.mark.parametrize("batch", [1, 2, "batch"])
 def test_taps_that_read_constants_alone_need_no_product(batch: int | str) -> None:
     """In a file of a fixed batch what they add up to is stored."""
