@@ -80,6 +80,11 @@ def seeded(kind: type[nn.Module]) -> nn.Module:
         return kind().eval().requires_grad_(False)
 
 
+def flat() -> nn.Module:
+    """What a factory gives."""
+    return seeded(Flat)
+
+
 def odd_images(count: int = 64) -> Samples:
     """Images of 7 x 9 pixels."""
     generator = np.random.default_rng(5)

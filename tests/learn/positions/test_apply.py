@@ -10,6 +10,8 @@ from masksparse_deploy.core.positions import PositionMask
 from masksparse_deploy.learn.batch_norm import reestimate
 from masksparse_deploy.learn.evaluation import compute_logits
 from masksparse_deploy.learn.positions.apply import masked_positions
+from masksparse_deploy.learn.reestimated import Reestimated
+from masksparse_deploy.learn.sparsifier import Given, Outcome
 from tests.learn.learning import TRAIN
 from tests.learn.networks import shallow_net
 from tests.models.tiny_cnn import example_images, tiny_cnn
@@ -90,6 +92,22 @@ def test_reestimated_statistics_have_the_zeros_in_them() -> None:
     # Far more than that tolerance, so that dense statistics would be seen.
     dense = reestimate(model, {}, images, batch_size=6)
     assert np.abs(dense["block.bn1.running_var"] / found["block.bn1.running_var"] - 1).min() > 0.01
+
+
+def test_statistics_that_are_estimated_after_training_have_them_too() -> None:
+    """As mask.recalibrate asks for, whichever method found the masks."""
+    options = {"calibration_count": 96, "batch_size": 32, "augment": "none", "seed": 0}
+    masked, dense = (
+        Reestimated(inner=Given(outcome=Outcome(masks={}, positions=positions)), **options)  # type: ignore[arg-type]
+        .sparsify(tiny_cnn(), (), TRAIN)
+        .statistics
+        for positions in (masks("block.conv1"), {})
+    )
+    model, order = tiny_cnn(), np.random.default_rng(0).permutation(96)
+    with masked_positions(model, masks("block.conv1")):
+        expected = reestimate(model, {}, TRAIN.images[order], batch_size=32)
+    assert all(np.array_equal(masked[name], array) for name, array in expected.items())
+    assert not np.allclose(masked["block.bn1.running_var"], dense["block.bn1.running_var"], rtol=0.01)
 
 
 def test_images_of_another_size_are_refused() -> None:

@@ -85,6 +85,8 @@ def test_the_loss_held_out_is_that_of_training_with_statistics_of_the_batch(dist
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     found = loss(7, range(1, 3))
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    # Whatever share training is at, maps are compared at the final one: 32 of 64 positions.
+    assert np.array_equal(loss.hooks["conv"]._keep.numpy(), MAPS.keep(7, 0.5)["conv"])
     expected = []
     with torch.no_grad():
         for part in (slice(32, 64), slice(64, 96)):
