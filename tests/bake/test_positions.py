@@ -127,6 +127,20 @@ def test_the_file_computes_what_the_masked_model_computes(opset: int, tmp_path: 
     assert sorted(found) == ["first", "grouped", "pointwise", "twice", "twice", "unfolded"]
 
 
+def test_a_network_may_end_with_a_masked_convolution(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2)).eval()
+    images = np.random.default_rng(1).standard_normal((2, 3, 9, 12), dtype=np.float32)
+    masks = masks_of(model, random_positions({"0": (7, 10), "2": (3, 4)}))
+    bake_into(tmp_path, model, masks, images=images)
+    (found, dense) = (outputs(tmp_path / name, images) for name in ("sparse.onnx", "dense.onnx"))
+    np.testing.assert_allclose(found, reference(model, masks, images), atol=TOLERANCE, rtol=0)
+    dropped = ~masks.positions["2"].keep
+    np.testing.assert_array_equal(found[0, 1, dropped], np.full(6, model[2].bias[1].item(), np.float32))
+    assert np.abs(found - dense)[:, :, dropped].max() > 0.1
+
+
 @pytest.fixture(scope="module")
 def baked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MaskSet]:
     """Masks of positions and of weights in one network."""
