@@ -15,6 +15,7 @@ import torch
 from safetensors.numpy import load_file
 from torch import nn
 
+from masksparse_deploy.bake import positions
 from masksparse_deploy.bake.position_check import check_positions
 from masksparse_deploy.bake.run import bake
 from masksparse_deploy.bake.twins import changed_constants, structural_differences
@@ -311,6 +312,24 @@ def test_planted_faults_are_found(
     assert len(findings) == len(expected)
     for finding, pattern in zip(findings, expected, strict=True):
         assert re.search(pattern, finding), finding
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda array: np.flip(array) if array.dtype == np.bool_ else array, "masks other positions than the mask set"),
+        (lambda array: array if array.dtype == np.bool_ else array + 1, "something else than the bias of"),
+    ],
+)
+def test_what_baking_gets_wrong_is_not_written(
+    spoil: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, stored = tiny_cnn(), positions._stored
+    masks = masks_of(model, random_positions(SIZES))
+    monkeypatch.setattr(positions, "_stored", lambda graph, name, array: stored(graph, name, spoil(array)))
+    with pytest.raises(ArtifactError, match=f"does not conform to its position masks .*{message}.*nothing was written"):
+        bake_into(tmp_path, model, masks)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mask_that_the_set_does_not_have_is_found(baked: tuple[Path, MaskSet]) -> None:
