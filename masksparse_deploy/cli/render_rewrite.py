@@ -37,7 +37,7 @@ def rewrite_lines(report: RewriteReport) -> list[str]:
     changed = sum(layer.form != "dense" for layer in report.layers)
     where = f"batch {report.batch}, {_threads(report.threads)}, {escape(report.device)}"
     if report.rewritten_sha256 is None:
-        head = "no rewritten.onnx: the sparse file is what to deploy" if report.layers else "no rewritten.onnx"
+        head = "no rewritten.onnx: engines are built from the sparse file" if report.layers else "no rewritten.onnx"
         if any(layer.times for layer in report.layers):
             head = f"no layer gets faster in this network, {len(report.layers)} tried; {head}"
     else:

@@ -55,8 +55,8 @@ def _check_method(options: MaskOptions, pattern: Pattern) -> None:
         )
     if options.initialization == "scratch" and method not in _FROM_SCRATCH:
         raise UsageError(
-            f"mask.initialization scratch needs a method that trains weights, and {method!r} keeps the trained ones; use "
-            f"{', '.join(_FROM_SCRATCH)}, or initialization: pretrained"
+            f"mask.initialization scratch needs a method that can start with fresh weights, and {method!r} starts with the "
+            f"trained ones; use {', '.join(_FROM_SCRATCH)}, or initialization: pretrained"
         )
     if method == "subp" and options.schedule_start >= options.schedule_end:
         raise UsageError(

@@ -71,7 +71,7 @@ def test_the_table_and_the_whole() -> None:
 
 def test_a_report_without_a_file_says_what_to_deploy() -> None:
     report = REPORT.model_copy(update={"rewritten_sha256": None, "speedup": None, "interval": None, "remarks": ()})
-    told = "no rewritten.onnx: the sparse file is what to deploy"
+    told = "no rewritten.onnx: engines are built from the sparse file"
     assert rewrite_lines(report) == [f"no layer gets faster in this network, 1 tried; {told}"]
     untried = report.model_copy(update={"layers": (report.layers[0].model_copy(update={"times": ()}),)})
     assert rewrite_lines(untried) == [told]

@@ -62,8 +62,12 @@ def test_other_methods_find_no_blocks(method: str) -> None:
         ),
         (
             {"method": "scores", "pattern": "2:4", "initialization": "scratch"},
-            "mask.initialization scratch needs a method that trains weights, and 'scores' keeps the trained ones; use "
-            "sparse-training, subp, blocks, or initialization: pretrained",
+            "mask.initialization scratch needs a method that can start with fresh weights, and 'scores' starts with the "
+            "trained ones; use sparse-training, subp, blocks, or initialization: pretrained",
+        ),
+        (
+            {"method": "positions", "pattern": "2:4", "position_rate": 0.2, "initialization": "scratch"},
+            "and 'positions' starts with the trained ones; use sparse-training, subp, blocks",
         ),
     ],
 )
