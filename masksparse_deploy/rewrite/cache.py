@@ -93,13 +93,14 @@ class TimeStore:
 
 def time_key(models: Mapping[str, onnx.ModelProto], options: EngineOptions, status: BackendStatus) -> str:
     """A digest of all that decides how long models take to run, their weights' values left out."""
+    cores = available_core_count()
     return sha256_bytes(
         canonical_json(
             {
                 "models": [_structure_sha256(model) for model in models.values()],
                 "options": options.model_dump(mode="json"),
-                # 0 threads stand for all cores, which may be others next time
-                "cores": None if options.threads else available_core_count(),
+                # 0 threads stand for all cores, and many threads share few, which may be others next time
+                "cores": min(options.threads or cores, cores),
                 "versions": status.versions,
                 "device": None if status.device is None else status.device.model_dump(mode="json"),
             }

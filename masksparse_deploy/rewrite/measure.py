@@ -13,6 +13,7 @@ import onnx
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.engines import BackendStatus
 from masksparse_deploy.core.config import EngineOptions, ProfileOptions, RewriteOptions
+from masksparse_deploy.core.errors import OutputError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.plans import metadata_path
 from masksparse_deploy.engine.protocol import Backend
@@ -65,6 +66,7 @@ class Stopwatch:
         Raises:
             ArtifactError: the runtime refuses a model.
             MachineError: the backend does not work on this machine.
+            OutputError: an engine or the times cannot be written.
         """
         key = self.key(models)
         rounds = rounds or self.options.rounds
@@ -87,7 +89,7 @@ class Stopwatch:
             for index, model in enumerate(models.values()):
                 name = f"form{index}"
                 path = folder / f"{name}.onnx"
-                path.write_bytes(model.SerializeToString())
+                _write(path, model.SerializeToString())
                 self.backend.build(path, folder, self.engine_options, name=name)
                 path.unlink()
                 session = stack.enter_context(
@@ -119,3 +121,13 @@ class Stopwatch:
         taken = self.clock() - start
         count = min(max(int(_SHORT_S / taken), 1), _MOST_PER_ROUND) if taken > 0 else _MOST_PER_ROUND
         return ProfileOptions(rounds=rounds, inferences_per_round=count, warmup=_WARMUP_COUNT, seed=self.options.seed)
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        raise OutputError(
+            f"{path}, which is to be timed, cannot be written ({error.strerror or error}); free some space there, or name "
+            "another folder for temporary files in the environment variable TMPDIR"
+        ) from error

@@ -42,11 +42,12 @@ def require_chain(
         ("the certificate is about", certificate.dense_sha256, "dense", dense, "certify"),
         ("the certificate is about", certificate.sparse_sha256, "sparse", sparse, "certify"),
     )
+    hint = ", or give rewritten.onnx and rewrite.json too if 'masksparse rewrite' made what it was built from"
     for statement, digest, name, graph, stage in recorded:
         if digest != graph.sha256:
             raise ArtifactError(
                 f"{statement} another {name} ONNX file: recorded digest {digest}, the file's digest is {graph.sha256}; "
-                f"run 'masksparse {stage}' again"
+                f"run 'masksparse {stage}' again{hint if (name, stage) == ('sparse', 'build') else ''}"
             )
 
 

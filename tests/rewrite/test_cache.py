@@ -1,5 +1,6 @@
 """Which times are the same, and what becomes of a file that is damaged."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts
 from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.config import EngineOptions, RewriteOptions
+from masksparse_deploy.core.errors import OutputError
+from masksparse_deploy.rewrite import cache
 from masksparse_deploy.rewrite.cache import Times, TimeStore, time_key
 from masksparse_deploy.rewrite.measure import Stopwatch
 from tests.rewrite.machine import FakeBackend
@@ -60,6 +63,33 @@ def test_all_else_does() -> None:
         time_key({"dense": MODEL, "gathered": MODEL}, OPTIONS, STATUS),
     }
     assert len(keys) == 9
+
+
+def test_only_cores_that_threads_use_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = {}
+    for cores in (2, 4):
+        monkeypatch.setattr(cache, "available_core_count", lambda cores=cores: cores)
+        keys[cores] = [key(options=EngineOptions(batch=1, threads=threads)) for threads in (0, 1, 2, 4)]
+    assert [one == other for one, other in zip(keys[2], keys[4], strict=True)] == [False, True, True, False]
+
+
+def test_a_full_folder_for_temporary_files_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    backend = FakeBackend(lambda model: 1e-3)
+    stopwatch = Stopwatch(
+        backend=backend,
+        engine_options=OPTIONS,
+        options=RewriteOptions(),
+        store=TimeStore(tmp_path / "times.json"),
+        status=STATUS,
+        clock=backend.clock,
+    )
+    monkeypatch.setattr(Path, "write_bytes", full)
+    words = r"form0\.onnx, which is to be timed, cannot be written \(No space left on device\); .* in the .*variable TMPDIR"
+    with pytest.raises(OutputError, match=words):
+        stopwatch.compare({"one": MODEL, "other": MODEL})
 
 
 def test_times_are_found_again_if_there_are_enough_rounds(tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def test_files_that_do_not_belong_together_are_refused(deployment: Deployment) -
     with pytest.raises(UsageError, match=r"rewritten.onnx was given without the report of the rewrite: give rewrite.json too"):
         validated(deployment, rewrite=None)
     with pytest.raises(
-        ArtifactError, match=r"the sparse engine was built from another sparse ONNX file: .*'masksparse build' again"
+        ArtifactError,
+        match=r"the sparse engine was built from another sparse ONNX file: .*, or give rewritten\.onnx and rewrite\.json too",
     ):
         deployment.validate()
 
