@@ -150,6 +150,15 @@ def stride_along_three_axes(model: onnx.ModelProto) -> None:
     strides.ints[:] = [2, 2, 2]
 
 
+def no_groups(model: onnx.ModelProto) -> None:
+    (groups,) = (attribute for attribute in node(model, "conv1").attribute if attribute.name == "group")
+    groups.i = 0
+
+
+def indices_that_are_no_integers(model: onnx.ModelProto) -> None:
+    node(model, "conv1/channels").input[1] = "conv1.bias"
+
+
 FAULTS = [
     (swap_indices, "Conv conv1: its weights are not the sparse file's, in 4 of 16 output channels"),
     (change_weight, "Conv conv2: its weights are not the sparse file's, in 1 of 16 output channels"),
@@ -170,6 +179,8 @@ FAULTS = [
     (operator_without_inputs, "RandomNormal noise is not in the sparse file"),
     (slice_by_scalars, "Slice conv1/channels is not in the sparse file"),
     (pool_along_three_axes, "AveragePool more is not in the sparse file"),
+    (indices_that_are_no_integers, "Gather conv1/channels is not in the sparse file"),
+    (no_groups, "Conv conv1: 0 groups with weights float32"),
     (stride_along_three_axes, "Conv conv3: it has the attributes"),
     (missing_tail, "GlobalAveragePool pool of the sparse file is missing"),
 ]

@@ -76,6 +76,8 @@ def _places(trace: Trace, node: Node, source: Held | None) -> npt.NDArray[np.int
         return None
     known = np.arange(count) if source.channels is None else source.channels
     parameters = [trace.constant(name) for name in node.inputs[1:]]
+    if any(array is not None and array.dtype.kind != "i" for array in parameters):
+        return None
     if node.op == "Gather" and node.attributes.get("axis", 0) == CHANNEL_AXIS:
         (indices,) = parameters
         if indices is None or indices.ndim != 1 or indices.size == 0 or max(indices.max(), ~indices.min()) >= len(known):
@@ -139,7 +141,8 @@ def wrong_weights(
     """Put the dense weight together from the groups' and compare them: what is wrong, empty if nothing is."""
     out_channels, read = grouped.shape[:2]
     expected = (*dense.shape[:1], read, *dense.shape[2:])
-    if grouped.shape != expected or grouped.dtype != dense.dtype or out_channels % groups or len(channels) != groups * read:
+    divides = groups > 0 and out_channels % groups == 0 and len(channels) == groups * read
+    if grouped.shape != expected or grouped.dtype != dense.dtype or not divides:
         return (
             f"{groups} groups with weights {grouped.dtype} {grouped.shape} over {len(channels)} channels do not make weights "
             f"{dense.dtype} {dense.shape}"

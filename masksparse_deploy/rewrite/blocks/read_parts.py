@@ -39,6 +39,8 @@ def _wrong(trace: Trace, dense: WeightedLayer, parts: list[tuple[Held, WeightedL
         wrong = wrong_setting(source, dense, part)
         if wrong:
             return f"its part {part.node.name}: {wrong}"
+    if any(part.groups < 1 for _, part in parts):
+        return "a part of it has no groups"
     sizes = {part.weight.shape[0] / part.groups for _, part in parts}
     shapes = {part.weight.shape[1:] for _, part in parts}
     if len(sizes) > 1 or len(shapes) > 1:

@@ -139,7 +139,7 @@ class RowsReader:
         rows, indices = self._of(node.inputs[0]), self._trace.constant(node.inputs[1])
         if rows is None or indices is None or indices.ndim != 1 or node.attributes.get("axis", 0) != _ROW_AXIS:
             return None
-        if len(indices) == 0 or indices.min() < 0 or indices.max() >= len(rows.symbols):
+        if indices.dtype.kind != "i" or len(indices) == 0 or indices.min() < 0 or indices.max() >= len(rows.symbols):
             return None
         return _Rows(rows.symbols[indices], rows.channels)
 

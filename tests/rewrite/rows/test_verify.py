@@ -40,6 +40,10 @@ def another_row(model: onnx.ModelProto) -> None:
     change(model, node.input[1], swap)
 
 
+def rows_that_are_no_integers(model: onnx.ModelProto) -> None:
+    next(nodes(model, "Gather", "a.conv2")).input[1] = "stem.bias"
+
+
 def another_order(model: onnx.ModelProto) -> None:
     def swap(indices: npt.NDArray[np.generic]) -> None:
         indices[[0, -1]] = indices[[-1, 0]]
@@ -119,6 +123,7 @@ PLAIN = GroupCosts()
 WHOLE = GroupCosts(rows_of_weights=0, operators=0, gathered=0, added=1e9)
 FAULTS = (
     (another_row, PLAIN),
+    (rows_that_are_no_integers, PLAIN),
     (another_order, PLAIN),
     (one_bit_of_a_weight, PLAIN),
     (one_bit_of_a_weight, ONLY_PRODUCTS),
