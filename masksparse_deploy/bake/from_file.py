@@ -91,7 +91,6 @@ def bake_file(
     progress("reading", 0, steps)
     opset = read_graph(onnx_path).opsets[""]  # refuses what is damaged or reaches out of the file's folder
     source = load_proto(onnx_path)
-    _require_one_version(source, onnx_path)
     strip_machine_notes(source)
     strip_annotations(source, PREFIX)
     dense, sparse = (to_ir(source, onnx_path.parent) for _ in range(2))
@@ -155,19 +154,6 @@ def _refuse_module_masks(masks: MaskSet) -> None:
 
 def _listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
-
-
-def _require_one_version(model: onnx.ModelProto, path: Path) -> None:
-    """Functions in the file's own versions of operators: others cannot be inlined, neither here nor by the linter."""
-    versions = {entry.domain: entry.version for entry in model.opset_import}
-    for function in model.functions:
-        for entry in function.opset_import:
-            if versions.get(entry.domain, entry.version) != entry.version:
-                raise UsageError(
-                    f"{path}: function {function.domain}.{function.name} is written for version {entry.version} of the "
-                    f"operators of {entry.domain or 'ai.onnx'}, the file for version {versions[entry.domain]}; inline it first "
-                    "with onnx.inliner.inline_local_functions(model, convert_version=True)"
-                )
 
 
 def _refuse_overwriting(onnx_path: Path, layout: Mapping[str, str], out: Path) -> None:

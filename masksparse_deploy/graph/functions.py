@@ -1,15 +1,18 @@
 """Inlining the functions that a model brings along, and what about them is refused before it is done."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import onnx
 import onnx.inliner
+
+from masksparse_deploy.core.errors import UsageError
 
 __all__ = ["inlined", "require_finite_expansion", "require_own_operators"]
 
 _MOST_NODES = 1_000_000
 # Domains of operators that runtimes have themselves, and take in place of a function of the same name.
 _BUILT_IN = ("ai.onnx", "com.microsoft")
+_CONVERTING = "onnx.inliner.inline_local_functions(model, convert_version=True)"
 
 _Key = tuple[str, str, str]
 
@@ -61,15 +64,33 @@ def require_own_operators(model: onnx.ModelProto) -> None:
 
 
 def inlined(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its functions' operators in place of the calls; raises a ValueError where a call would be left."""
+    """The model with its functions' operators in place of the calls.
+
+    Raises:
+        UsageError: a function is called that is written for other versions of operators than the model, which stays a call.
+    """
     if not model.functions:
         return model
+    versions = {entry.domain: entry.version for entry in model.opset_import}
     model = onnx.inliner.inline_local_functions(model)
-    left = {_key(function) for function in model.functions}
+    left = {_key(function): function for function in model.functions}
     for node in _with_bodies(model.graph.node):
-        if (node.domain, node.op_type, getattr(node, "overload", "")) in left:
-            raise ValueError(f"its function {node.domain}.{node.op_type} is written for another opset than the model")
+        function = left.get((node.domain, node.op_type, getattr(node, "overload", "")))
+        if function is not None:
+            raise UsageError(f"{_other_versions(function, versions)}; inline it first with {_CONVERTING}")
     return model
+
+
+def _other_versions(function: onnx.FunctionProto, versions: Mapping[str, int]) -> str:
+    text = f"function {function.domain}.{function.name} cannot be inlined"
+    for entry in function.opset_import:
+        found = versions.get(entry.domain, entry.version)
+        if found != entry.version:
+            return (
+                f"{text}: it is written for version {entry.version} of the operators of {entry.domain or 'ai.onnx'}, the file "
+                f"for version {found}"
+            )
+    return text
 
 
 def _lies_in(domain: str, outer: str) -> bool:
