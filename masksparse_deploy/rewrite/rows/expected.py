@@ -33,6 +33,7 @@ _ONE = {
 }
 _TWO = {"Add", "Mul", "Sub"}
 _FLOAT32_ROUNDING = 2.0**-24
+_LEAKY_ALPHA = 0.01
 
 
 class Expected:
@@ -169,17 +170,43 @@ def apply_elementwise(symbols: Symbols, node: Node, operands: Sequence[Any], cha
 
 
 def _applied(symbols: Symbols, node: Node, rows: tuple[int, ...], present: Sequence[bool]) -> int:
-    """A sum as such, a constant where all rows are exactly known, else a symbol for the operator on these rows."""
+    """A sum as such, a constant where all rows are known well enough, else a symbol for the operator on these rows."""
     if node.op == "Add":
         return symbols.total(rows)
-    values = [symbols.constant_value(row) for row in rows]
-    exact = [value[0] for value in values if value is not None and not value[1].any()]
-    if len(exact) < len(rows):
+    values = [value for row in rows if (value := symbols.constant_value(row)) is not None]
+    slack = _slack(node, values) if len(values) == len(rows) else None
+    if slack is None:
         attributes = sorted(node.attributes.items())
         return symbols.applied(f"{node.op} {attributes} {list(present)}", rows)
-    given = iter(exact)
-    result = _computed(node, [next(given) if there else None for there in present])
-    return symbols.constant(result, np.where(result == result.astype(np.float32), 0, _FLOAT32_ROUNDING * np.abs(result)))
+    given = iter(values)
+    result = _computed(node, [next(given)[0] if there else None for there in present])
+    is_exact = not slack.any() and result == result.astype(np.float32)
+    return symbols.constant(result, np.where(is_exact, 0, slack + _FLOAT32_ROUNDING * (np.abs(result) + slack)))
+
+
+def _slack(node: Node, values: Sequence[tuple[Floats, Floats]]) -> Floats | None:
+    """How far what an operator makes of constants may be off where these are, its own rounding left out; None if unknown.
+
+    Args:
+        node: the operator.
+        values: its operands, and how far each may be off.
+    """
+    slacks = [slack for _, slack in values]
+    if not any(slack.any() for slack in slacks):
+        return np.zeros_like(slacks[0])
+    (x, off), *others = values
+    if node.op == "Mul":
+        y, other = others[0]
+        return np.abs(x) * other + np.abs(y) * off + off * other
+    if node.op == "PRelu":
+        slope, other = others[0]
+        return np.maximum(1, np.abs(slope)) * off if not other.any() else None
+    if node.op == "LeakyRelu":
+        return np.maximum(1, np.abs(node.attributes.get("alpha", _LEAKY_ALPHA))) * off
+    # of slope 1 at most in every operand
+    # of slope 1 at most in every operand
+    together: Floats = np.sum(slacks, axis=0)
+    return together if node.op in ("Abs", "Clip", "Identity", "Neg", "Relu", "Sub") else None
 
 
 def _computed(node: Node, inputs: Sequence[Floats | None]) -> Floats:

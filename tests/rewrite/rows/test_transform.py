@@ -70,6 +70,29 @@ def test_images_that_a_network_takes_apart_are_more_than_it_reads(batch: int | s
     assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"], 2)
 
 
+CHAINS: dict[str, Sequence[tuple[str, dict[str, Any], Sequence[Any]]]] = {
+    "scale, shift and activation": [("Mul", {}, ["each"]), ("Add", {}, ["each"]), ("Relu", {}, [])],
+    "two slopes": [("PRelu", {}, ["each"]), ("LeakyRelu", {"alpha": 0.3}, [])],
+    "scales": [("Mul", {}, ["each"]), ("Mul", {}, ["each"]), ("Neg", {}, []), ("PRelu", {}, ["each"])],
+    "bounds": [("Sub", {}, ["each"]), ("Clip", {}, [np.float32(-0.1), np.float32(6)]), ("Abs", {}, [])],
+    "a curve": [("Add", {}, ["each"]), ("Sigmoid", {}, []), ("Mul", {}, ["each"])],
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS.values(), ids=CHAINS)
+def test_several_operators_between_masked_layers(chain: Sequence[tuple[str, dict[str, Any], Sequence[Any]]]) -> None:
+    """What masked positions hold is rounded at each of them, here and in the runtime."""
+    net = Network()
+    keep = net.mask(8)
+    x = net.convolve("x", "first", (3, 8), keep)
+    for index, (op, attributes, operands) in enumerate(chain):
+        each = net.random.standard_normal((8, 1, 1)).astype(np.float32)
+        constants = [each if isinstance(operand, str) else operand for operand in operands]
+        names = [net.constant(f"k{index}.{place}", value) for place, value in enumerate(constants)]
+        x = net.add(op, [x, *names], f"op{index}", **attributes)
+    assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"])
+
+
 def test_operators_of_older_files_are_enough() -> None:
     model = residual_network()
     model.opset_import[0].version = 13
