@@ -202,7 +202,7 @@ def _slack(node: Node, values: Sequence[tuple[Floats, Floats]]) -> Floats | None
         slope, other = others[0]
         return np.maximum(1, np.abs(slope)) * off if not other.any() else None
     if node.op == "LeakyRelu":
-        return np.maximum(1, np.abs(node.attributes.get("alpha", _LEAKY_ALPHA))) * off
+        return off * max(1.0, abs(float(node.attributes.get("alpha", _LEAKY_ALPHA))))
     # of slope 1 at most in every operand
     # of slope 1 at most in every operand
     together: Floats = np.sum(slacks, axis=0)
