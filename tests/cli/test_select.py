@@ -11,6 +11,7 @@ from masksparse_deploy.pipeline.config_file import read_config
 from masksparse_deploy.pipeline.job import Job
 from masksparse_deploy.pipeline.lock import exclusive
 from masksparse_deploy.pipeline.reporting import REPORTED
+from masksparse_deploy.pipeline.rewriting import REWRITE
 from masksparse_deploy.pipeline.stages import STAGES
 from tests.project import FACTORY, make_project
 
@@ -94,7 +95,7 @@ def test_the_chain_learns_again_when_the_gate_of_the_recipe_or_the_validation_im
 def test_the_report_depends_on_a_selection_in_its_folder(project: Path, tmp_path: Path) -> None:
     config = read_config(project / "deploy.yaml")
     job = Job(config=config, folder=project, out=tmp_path, command="", config_text="")
-    for name in REPORTED:
+    for name in (*REPORTED, REWRITE):
         (tmp_path / name).write_text(name)
     without = STAGES[-1].inputs(job)
     (tmp_path / "selection.json").write_text("a selection")

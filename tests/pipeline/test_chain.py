@@ -81,7 +81,7 @@ def test_nothing_in_the_artifacts_names_a_folder_of_this_machine(finished: Path)
         ("gates", {"flip_rate": 0.9}, {"validate"}),
         ("certify", {"sample_count": 12}, {"certify", "validate"}),
         ("profile", {"rounds": 21}, {"profile"}),
-        ("bake", {"opset": 19}, {"bake", "build", "profile", "certify", "validate"}),
+        ("bake", {"opset": 19}, {"bake", "rewrite", "build", "profile", "certify", "validate"}),
     ],
 )
 def test_a_changed_option_runs_only_what_depends_on_it(

@@ -53,8 +53,8 @@ CASES = [
     (
         "mask.method",
         "magic",
-        "mask.method: input should be 'auto', 'magnitude', 'gumbel', 'scores', 'transposable', 'adaprune' or "
-        "'sparse-training', not 'magic'",
+        "mask.method: input should be 'auto', 'magnitude', 'gumbel', 'scores', 'transposable', 'adaprune', "
+        "'sparse-training', 'subp', 'blocks' or 'positions', not 'magic'",
     ),
     ("mask.pattern", 124, 'mask.pattern: write the pattern in quotes, as "2:4"'),
     ("bake.opset", 13, "bake.opset: input should be 17, 18, 19, 20, 21, 22 or 23, not 13"),
