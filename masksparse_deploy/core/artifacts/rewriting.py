@@ -46,7 +46,8 @@ class LayerRewrite(Record):
 class RewriteReport(Document):
     """A sparse file brought into a form that stock runtimes run faster, for the machine it was timed on.
 
-    `rewritten_sha256` is None where there was nothing to rewrite, or nothing got faster: engines are built from the sparse file.
+    `rewritten_sha256` is None where there was nothing to rewrite, or nothing got faster: engines are then built from the
+    sparse file.
     `speedup` is the sparse file's time over the rewritten file's, as whole networks, None where that was not timed.
     `remarks` are what else a user should know.
     """
