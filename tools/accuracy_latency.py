@@ -1,6 +1,6 @@
 """Accuracy against latency: the runs of tools/block_accuracy.py, each timed on this machine in the form that it is deployed in.
 
-    OMP_NUM_THREADS=1 python tools/accuracy_latency.py --results out/accuracy --data ../shared/data --out out/latency
+    OMP_NUM_THREADS=1 python -m tools.accuracy_latency --results out/accuracy --data ../shared/data --out out/latency
 
 bakes the mask set of one run of every row, rewrites and builds it, and times it against its dense twin in the same process
 (ONNX Runtime, batch 1, one thread); a row that has its file in --out is not timed again. Prints a Markdown table, and writes

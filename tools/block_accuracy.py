@@ -1,8 +1,8 @@
 """Accuracy on CIFAR-10 under 1xN blocks and under what they are compared with, one configuration a run.
 
-    python tools/block_accuracy.py --data ../shared/data --results out/accuracy --method subp --pattern 1x16@0.5 --seed 0
-    python tools/block_accuracy.py --data ../shared/data --results out/accuracy --method dense --seed 0
-    python tools/block_accuracy.py --results out/accuracy --table
+    python -m tools.block_accuracy --data ../shared/data --results out/accuracy --method subp --pattern 1x16@0.5 --seed 0
+    python -m tools.block_accuracy --data ../shared/data --results out/accuracy --method dense --seed 0
+    python -m tools.block_accuracy --results out/accuracy --table
 
 A run trains from the pretrained network, or from fresh weights, answers the test images once at the end, and writes settings
 and counts into a JSON file of its own, beside the mask set, which `masksparse bake` takes; if it is there it does nothing.

@@ -1,6 +1,6 @@
 """A dense CIFAR-10 network from fresh weights, where no pretrained checkpoint is published.
 
-    python tools/train_cifar.py --data ../shared/data --network wide_resnet8 --epochs 12 --out out/wide_resnet8.safetensors
+    python -m tools.train_cifar --data ../shared/data --network wide_resnet8 --epochs 12 --out out/wide_resnet8.safetensors
 
 SGD with Nesterov momentum, one-cycle schedule, random shifts and mirroring, bfloat16 arithmetic. Prints the test accuracy.
 """
