@@ -32,4 +32,5 @@ class Standardized(nn.Conv2d):
     """Convolves with another weight than the one it stores."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+        # Means of random weights may be next to nothing; their deviation is far from 1.
+        return self._conv_forward(x, (self.weight - self.weight.mean()) / self.weight.std(), self.bias)
