@@ -29,14 +29,11 @@ from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.factory import load_factory
 from masksparse_deploy.core.files import canonical_json, make_folder, write_atomic
 from masksparse_deploy.core.masks import MaskSet
-from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.assignment import survey_assigned
-from masksparse_deploy.learn.choose_mask import choose_mask
-from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
+from masksparse_deploy.learn.dynamic.dense import dense_trainee
 from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
-from masksparse_deploy.learn.mask_rule import Fixed
 from masksparse_deploy.learn.methods import Methods
 from masksparse_deploy.learn.model import load_model, state_fingerprint
 from masksparse_deploy.learn.positions.apply import masked_positions
@@ -181,7 +178,7 @@ def _run(given: argparse.Namespace) -> tuple[dict[str, Any], MaskSet]:
 
 def _outcome(method: str, model: nn.Module, train: Samples, options: MaskOptions, out: Path) -> Outcome:
     if method == "dense":
-        return Training(options=options, method=method, prepare=_dense, checkpoint=out / "c", progress=_show).run(
+        return Training(options=options, method=method, prepare=dense_trainee, checkpoint=out / "c", progress=_show).run(
             model, (), train
         )
     layers: tuple[EligibleLayer, ...] = ()
@@ -201,12 +198,6 @@ def _outcome(method: str, model: nn.Module, train: Samples, options: MaskOptions
     )
     methods.check()
     return methods.run(methods.sparsifier(options.method), permuted=False)  # type: ignore[arg-type]
-
-
-def _dense(network: nn.Module, layers: Sequence[EligibleLayer]) -> WeightTrainee:
-    pattern = NMPattern(n=2, m=4)
-    # Of no layer is a mask chosen.
-    return WeightTrainee(network, (), Fixed(pattern=pattern, chosen_by=lambda weight: choose_mask(weight, pattern, "exact")))
 
 
 def _model(given: argparse.Namespace) -> nn.Module:

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal, final
 
 import torch
 from torch import nn
 
 from masksparse_deploy.core.blocks import BlockPattern
-from masksparse_deploy.core.config import MaskOptions
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.learn.batch_norm import batch_norms
 from masksparse_deploy.learn.blocks import Subp
@@ -21,8 +18,7 @@ from masksparse_deploy.learn.dynamic.weight_trainee import WeightTrainee
 from masksparse_deploy.learn.eligibility import EligibleLayer
 from masksparse_deploy.learn.mask_rule import Fixed, Following, MaskRule
 from masksparse_deploy.learn.requested import requested_pattern
-from masksparse_deploy.learn.sparsifier import Outcome, Sparsifier
-from masksparse_deploy.learn.training import Training
+from masksparse_deploy.learn.trained import Trained
 
 __all__ = ["SparseTraining", "TrainingMethod"]
 
@@ -35,32 +31,21 @@ _DTYPES = {"none": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.f
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SparseTraining(Sparsifier):
+class SparseTraining(Trained):
     """Trains a network whose weights are masked in every forward and backward pass.
 
     Hubara et al. 2021, "Accelerated Sparse Neural Training": the forward pass multiplies by keep * W and the
     backward pass, for the gradients of activations, by the transpose of the same, so that with a transposable mask both have
-    the pattern; the gradient of W is straight-through. See `Training` for loss, checkpoints and what is promised of equal runs.
+    the pattern; the gradient of W is straight-through.
 
     Attributes:
         options: see `MaskOptions`; the pattern says whether N:M masks are transposable, `solver` how these are found.
         method: "sparse-training", N:M masks that follow |W| every `options.mask_steps` steps; "subp", uniform 1xN blocks as
             `Subp` has them; "blocks", 1xN blocks chosen once, of the largest L1 norms, under which the kept weights are
             fine-tuned (Lin et al. 2022).
-        checkpoint: file that holds the state; training goes on from it if it is of the same run.
-        log_folder: where the course of training is written for TensorBoard; None for nowhere.
-        progress: told after each step.
     """
 
-    options: MaskOptions
     method: TrainingMethod = "sparse-training"
-    checkpoint: Path
-    log_folder: Path | None = None
-    progress: Progress = silent
-
-    def sparsify(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> Outcome:
-        """See `Sparsifier.sparsify`; the outcome has new weights. Raises what `Training.run` raises."""
-        return self._training().run(model, layers, train)
 
     def check(self, model: nn.Module, layers: Sequence[EligibleLayer], train: Samples) -> None:
         """Raise what `sparsify` would raise before its first step; arguments are those of `sparsify`.
@@ -73,18 +58,10 @@ class SparseTraining(Sparsifier):
                 "mask.initialization scratch trains new weights, to which the network's batch-norm statistics do not belong, "
                 "and mask.batch_norm: false keeps these; set mask.batch_norm: true"
             )
-        self._training().check(model, layers, train)
+        super().check(model, layers, train)
 
-    def _training(self) -> Training:
-        return Training(
-            options=self.options,
-            method=self.method,
-            prepare=self._prepare,
-            checkpoint=self.checkpoint,
-            log_folder=self.log_folder,
-            progress=self.progress,
-            description=_DESCRIPTIONS[self.method],
-        )
+    def _named(self) -> tuple[str, str]:
+        return self.method, _DESCRIPTIONS[self.method]
 
     def _prepare(self, network: nn.Module, layers: Sequence[EligibleLayer]) -> WeightTrainee:
         seed = self.options.seed if self.options.initialization == "scratch" else None

@@ -10,6 +10,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.learn.batches import _AUGMENTATION, _NOISE, _ORDER
 from masksparse_deploy.learn.blocks.subp import _REGROWTH
 from masksparse_deploy.learn.dynamic import SparseTraining
+from masksparse_deploy.learn.dynamic.dense import dense_trainee
 from masksparse_deploy.learn.eligibility import survey_layers
 from masksparse_deploy.learn.evaluation import count_correct, substitutes
 from masksparse_deploy.learn.learner import Learner
@@ -17,7 +18,6 @@ from masksparse_deploy.learn.model import state_fingerprint
 from masksparse_deploy.learn.positions.apply import masked_positions
 from masksparse_deploy.learn.positions.maps import _MAP, dropped_count, freezing_step, ramped_rate
 from masksparse_deploy.learn.positions.plan import _HELD_OUT, plan_positions
-from masksparse_deploy.learn.positions.sparsifier import _dense_trainee
 from masksparse_deploy.learn.positions.trainee import PositionTrainee
 from masksparse_deploy.learn.probe import probe_model
 from masksparse_deploy.learn.requested import requested_pattern
@@ -83,7 +83,7 @@ def learner(change: Mapping[str, object], made: list[PositionTrainee]) -> Learne
     plan = plan_positions(tiny_cnn(), TRAIN, options)
 
     def prepare(network: torch.nn.Module) -> PositionTrainee:
-        made.append(plan.prepare(network, lambda inner: _dense_trainee(inner, ())))
+        made.append(plan.prepare(network, lambda inner: dense_trainee(inner, ())))
         return made[0]
 
     return Learner(tiny_cnn(), TRAIN, options, prepare, used=plan.used)
