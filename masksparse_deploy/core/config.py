@@ -1,5 +1,6 @@
 """The options of every stage: one small frozen class each, with safe defaults. The command line reads its defaults here."""
 
+import re
 from typing import Any, Literal
 
 import pydantic
@@ -197,12 +198,57 @@ class RewriteOptions(Options):
 
 
 class EngineOptions(Options):
-    """What changes the engine."""
+    """What changes the engine; what ONNX Runtime's own providers do not know has no meaning there."""
 
-    backend: Literal["auto", "onnxruntime", "tensorrt"] = _option("onnxruntime", "auto: TensorRT where it works")
-    batch: int = _option(64, "samples in an inference", gt=0)
+    backend: Literal["auto", "onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"] = _option(
+        "onnxruntime", "auto: TensorRT where it works, else ONNX Runtime on the CPU"
+    )
+    batch: int = _option(64, "samples in an inference; the engine is tuned for it", gt=0)
     threads: int = _option(0, "CPU threads; 0: all cores", ge=0)
     workspace_mib: int = _option(1024, "scratch memory that TensorRT may use, in MiB", gt=0)
+    smallest_batch: int = _option(1, "smallest batch that an engine of a dynamic batch must take (TensorRT)", gt=0)
+    largest_batch: int | None = _option(None, "largest batch it must take (TensorRT); default: the batch", gt=0)
+    smallest_image: str | None = _option(
+        None, "smallest HEIGHTxWIDTH, as 192x192, for files that leave them open (TensorRT); default: the tuned one"
+    )
+    tuned_image: str | None = _option(None, "HEIGHTxWIDTH that TensorRT tunes for, where the file leaves them open")
+    largest_image: str | None = _option(None, "largest HEIGHTxWIDTH it must take (TensorRT); default: the tuned one")
+    sparse_tactics: bool = _option(True, "whether sparse tactics are allowed (TensorRT)")
+    tactic_sources: tuple[str, ...] | None = _option(
+        None, "libraries TensorRT takes kernels from, as EDGE_MASK_CONVOLUTIONS; default: TensorRT's choice", strict=False
+    )
+    optimization_level: int | None = _option(
+        None, "TensorRT's builder optimisation level: higher builds longer for a faster engine; default: TensorRT's", ge=0, le=5
+    )
+    refit: bool = _option(False, "whether the engine takes new weights later, by 'masksparse refit' (TensorRT)")
+    hardware_compatibility: Literal["none", "ampere-plus", "same-compute-capability"] = _option(
+        "none", "the other GPUs that the engine must run on too; costs speed (TensorRT)"
+    )
+    version_compatible: bool = _option(False, "whether newer versions of TensorRT must load the engine too; costs speed")
+    timing_cache: str | None = _option(
+        None, "folder that keeps the times of TensorRT's kernels between builds; default: timing_cache beside the engine"
+    )
+
+    @pydantic.field_validator("smallest_image", "tuned_image", "largest_image")
+    @classmethod
+    def _is_size(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*", value):
+            raise ValueError("write the size as HEIGHTxWIDTH in pixels, as 224x224")
+        return value
+
+    @pydantic.field_validator("smallest_batch")
+    @classmethod
+    def _is_smallest(cls, value: int, info: pydantic.ValidationInfo) -> int:
+        if value > info.data.get("batch", value):
+            raise ValueError(f"must be at most the batch of {info.data['batch']}")
+        return value
+
+    @pydantic.field_validator("largest_batch")
+    @classmethod
+    def _is_largest(cls, value: int | None, info: pydantic.ValidationInfo) -> int | None:
+        if value is not None and value < info.data.get("batch", value):
+            raise ValueError(f"must be at least the batch of {info.data['batch']}")
+        return value
 
 
 class ProfileOptions(Options):
