@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifa
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.progress import Progress, silent
 
-__all__ = ["Backend", "Session"]
+__all__ = ["Backend", "DeviceTimed", "Session"]
 
 Images = npt.NDArray[np.float32]
 
@@ -33,6 +33,33 @@ class Session(Protocol):
 
     def prepare(self, images: Images) -> Callable[[], None]:
         """Bind one batch of inputs; each call of the result runs one inference to its end, for timing."""
+
+
+@runtime_checkable
+class DeviceTimed(Protocol):
+    """A session whose device tells the time itself; one that runs on the CPU need not implement it.
+
+    Images are one batch, float32 (batch, channels, height, width).
+    """
+
+    def time_on_device(self, images: Images, *, cuda_graph: bool) -> Callable[[], float]:
+        """Bind the batch; each call of the result runs one inference and returns the GPU's time for it in milliseconds.
+
+        Without transfers. With `cuda_graph` the inference is recorded once and replayed, so that launching its kernels costs
+        next to nothing.
+
+        Raises:
+            MachineError: the inference cannot be recorded as a graph.
+        """
+
+    def prepare_with_transfers(self, images: Images) -> Callable[[], None]:
+        """Each call of the result copies the batch to the device, runs one inference and copies all outputs back."""
+
+    def layer_times_ms(self, images: Images, *, count: int) -> Mapping[str, tuple[float, ...]]:
+        """The times of every layer in `count` inferences, by the engine's name of the layer.
+
+        Telling layers apart slows an inference: the times add up to more than the whole takes.
+        """
 
 
 class Backend(Protocol):

@@ -1,10 +1,13 @@
 """The report of the profile stage."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record
 
-__all__ = ["Latency", "ProfileReport", "RunConditions", "Speedup"]
+__all__ = ["EngineRole", "LayerTime", "Latency", "ProfileReport", "RunConditions", "Speedup"]
+
+# The engines of a comparison: of the dense file; of the sparse file with sparse tactics forbidden; and with them allowed.
+EngineRole = Literal["dense", "forbidden", "sparse"]
 
 
 class Latency(Record):
@@ -37,6 +40,20 @@ class RunConditions(Record):
     details: dict[str, str]
 
 
+class LayerTime(Record):
+    """One layer of one engine: the median of its times, and its share of all layers' times.
+
+    `name` and `tactic` are the engine's, `onnx_nodes` what was merged into the layer; both are empty where not told.
+    """
+
+    engine: EngineRole
+    name: str
+    onnx_nodes: tuple[str, ...]
+    tactic: str
+    median_ms: float
+    share: float
+
+
 class ProfileReport(Document):
     """Dense and sparse engines timed in one process, interleaved in random order.
 
@@ -57,3 +74,4 @@ class ProfileReport(Document):
     sparse_kernels: str
     conditions: RunConditions
     invalid_because: tuple[str, ...]
+    layers: tuple[LayerTime, ...] = ()
