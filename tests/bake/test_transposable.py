@@ -23,9 +23,9 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import parse_graph, read_graph
 from masksparse_deploy.learn.transposable.solve import transposable_mask
+from tests.bake.baking import function_model
 from tests.bake.file_models import mask_set, matmul_model, values
 from tests.bake.lint_models import layer_of, one_layer, pruned, report_of, weights
-from tests.bake.test_from_file import function_model
 from tests.models.tiny_cnn import EXAMPLE_SHAPE, MASKED_LAYERS, example_images, tiny_cnn
 from tests.models.transposable import T24, move_within_a_row, transposable_masks
 
