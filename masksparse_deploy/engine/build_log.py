@@ -1,10 +1,9 @@
 """What TensorRT's builder tells about sparsity and about the tactics it timed: a pure parser of its log.
 
 TensorRT 8 writes "(Sparsity) Layers eligible for sparse math: a, b" and "(Sparsity) TRT inference plan picked sparse
-implementation for layers: a"; 10 and 11 write "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b" and "(Sparsity)
-Chose 1 layer(s) using sparse tactics: a", at times without the names. Both repeat themselves, once for each pass. Tactics and
-their times are told by the verbose log only: "Tactic Name: t Tactic: 0x1 Time: 0.02" behind the name of a layer, or, up to 8.5,
-in two lines.
+implementation for layers: a"; 10 writes "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b" and "(Sparsity) Chose
+1 layer(s) using sparse tactics: a", at times without the names. They may come again with each pass. Tactics and their times are
+told by the verbose log only: behind the name of a layer "Tactic Name: t Tactic: 0x1 Time: 0.02", or older versions in two lines.
 """
 
 import math

@@ -1,24 +1,24 @@
 """What TensorRT's engine inspector tells about each layer: a pure parser of its JSON.
 
-The schema is the one that TensorRT documents for `ProfilingVerbosity.DETAILED`. The list of inputs and outputs is called
-`Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11; `Layers` is the same in all of them. Below DETAILED the layers
-are bare names.
+The schema is the one of `ProfilingVerbosity.DETAILED`; below it the layers are bare names. All that differs between versions is
+here: the list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11; layers made by the graph
+compiler Myelin have neither `ParameterType` nor `Weights`; versions before 8.6 have no `StreamId` and no `Metadata`; with dynamic
+shapes `Format/Datatype` says that it is not available. What is missing leaves a field empty.
 """
 
 import json
-import re
-from collections.abc import Mapping
 from typing import Any
 
 from masksparse_deploy.core.artifacts.engines import EngineLayer
 from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.engine.tactic_names import read_tactic
 
 __all__ = ["count_sparse", "onnx_nodes", "parse_inspector"]
 
-_SPARSE_TACTIC = re.compile(r"spars|sptensor|spmma", re.IGNORECASE)
 _TENSOR_KEYS = ("Bindings", "I/O Tensors")
 _METADATA_SEPARATOR = "\x1e"
 _METADATA_PREFIX = "[ONNX Layer: "
+_NOT_TOLD = "N/A"
 
 
 def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
@@ -70,20 +70,42 @@ def _layer(entry: Any) -> EngineLayer:
             f"the engine inspector's JSON has a layer without a name: {str(entry)[:80]}; build the engine again"
         )
     tactic = str(entry.get("TacticName", ""))
-    is_sparse, reason = _verdict(tactic, entry)
+    has_sparse_weights = _number(entry.get("HasSparseWeights"))
+    is_sparse, reason = _verdict(tactic, bool(has_sparse_weights))
+    weights = entry.get("Weights")
+    weights = weights if isinstance(weights, dict) else {}
     return EngineLayer(
         name=entry["Name"],
         onnx_nodes=onnx_nodes(str(entry.get("Metadata", ""))),
         tactic=tactic,
         is_sparse=is_sparse,
         reason=reason,
+        layer_type=str(entry.get("LayerType", "")),
+        parameter_type=str(entry.get("ParameterType", "")),
+        inputs=_formats(entry.get("Inputs")),
+        outputs=_formats(entry.get("Outputs")),
+        weight_dtype=str(weights.get("Type", "")),
+        weight_count=_number(weights.get("Count")),
+        has_sparse_weights=None if has_sparse_weights is None else bool(has_sparse_weights),
+        tactic_value=str(entry.get("TacticValue", "")),
+        stream=_number(entry.get("StreamId")),
     )
 
 
-def _verdict(tactic: str, entry: Mapping[str, Any]) -> tuple[bool | None, str]:
-    if _SPARSE_TACTIC.search(tactic):
+def _formats(tensors: Any) -> tuple[str, ...]:
+    """The format of each tensor, empty where it is not told."""
+    listed = tensors if isinstance(tensors, list) else []
+    found = (str(tensor.get("Format/Datatype", "")) if isinstance(tensor, dict) else "" for tensor in listed)
+    return tuple("" if text.startswith(_NOT_TOLD) else text for text in found)
+
+
+def _number(value: Any) -> int | None:
+    return int(value) if isinstance(value, int) else None
+
+
+def _verdict(tactic: str, has_sparse_weights: bool) -> tuple[bool | None, str]:
+    if read_tactic(tactic).is_sparse:
         return True, "the tactic's name tells of sparse math"
-    has_sparse_weights = bool(entry.get("HasSparseWeights", 0))
     if not tactic:
         return None, "the inspector names no tactic for this layer"
     if has_sparse_weights:

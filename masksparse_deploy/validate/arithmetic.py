@@ -1,8 +1,9 @@
 """In which arithmetic a kernel computes: what the file and the kernel's name tell, and how much it may round."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from masksparse_deploy.engine.tactic_names import read_tactic
 
 __all__ = ["ARITHMETICS", "Arithmetic", "Kernel", "kernel_of"]
 
@@ -59,16 +60,8 @@ ARITHMETICS: Mapping[str, Arithmetic] = {
 
 # Tactics that transform inputs and weights first; no bound here covers what they round.
 _TRANSFORMING = ("winograd", "fft")
-# "_f16f16_f32", as in f16f16_f16f32_f32: what is multiplied, what is added up in, and the type behind the sum.
-_TYPES = re.compile(r"_(tf32|f32|f16|bf16|i8)(f32|f16|i32)_(?:f32|f16|bf16|i8)(?:_|$)")
-# "s16816", as in ampere_fp16_s16816gemm: tensor-core instructions with sums in single or half precision, or integers.
-_INSTRUCTION = re.compile(r"(?:^|_)([shi])(?:884|1688|16816|8816|16832|16864)")
-_INSTRUCTION_SUMS = {"s": "f32", "h": "f16", "i": "i32"}
-# Parts of names that tell in what a kernel multiplies, with the precisions of files that this fits.
-_OPERANDS = {"tf32": "fp32", "bf16": "bf16", "fp16": "fp16", "half": "fp16", "int8": "int8"}
 # Operators of ONNX Runtime that add up integers, in lower case; where no name tells, the bound of FP32 sums holds for both.
 _INTEGER = ("qlinearconv", "qlinearmatmul", "qgemm")
-_SHORT = {"f32": "fp32", "tf32": "fp32", "f16": "fp16", "bf16": "bf16", "i8": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +85,10 @@ def kernel_of(tactic: str, precision: str, *, tf32: bool = False) -> Kernel:
         tf32: whether the engine was built with leave to use TF32 for FP32.
     """
     name = tactic.lower()
-    types, instruction = _TYPES.search(name), _INSTRUCTION.search(name)
-    sums = types.group(2) if types else _INSTRUCTION_SUMS[instruction.group(1)] if instruction else None
-    arithmetic, doubt = _arithmetic(name, precision, sums, tf32=tf32)
+    read = read_tactic(tactic)
+    arithmetic, doubt = _arithmetic(name, precision, read.sums, tf32=tf32)
     transforming = next((part for part in _TRANSFORMING if part in name), None)
-    operands = _SHORT[types.group(1)] if types else next((file for part, file in _OPERANDS.items() if part in name), precision)
+    operands = read.operands or precision
     if transforming is not None:
         doubt = f"tactic {tactic} is a {transforming} algorithm, which the bound does not cover"
     elif operands != precision:
@@ -104,18 +96,18 @@ def kernel_of(tactic: str, precision: str, *, tf32: bool = False) -> Kernel:
     return Kernel(tactic=tactic, arithmetic=arithmetic, doubt=doubt)
 
 
-def _arithmetic(name: str, precision: str, sums: str | None, *, tf32: bool) -> tuple[Arithmetic | None, str | None]:
+def _arithmetic(name: str, precision: str, sums: str, *, tf32: bool) -> tuple[Arithmetic | None, str | None]:
     if precision == "fp32":
         is_tf32 = "tf32" in name or (tf32 and "_f32f32_f32" not in name)
         return ARITHMETICS["tf32" if is_tf32 else "fp32"], None
     if precision in ("fp16", "bf16"):
-        if sums == "f32":
+        if sums == "fp32":
             return ARITHMETICS[f"{precision} on tensor cores"], None
-        if sums == "f16" and precision == "fp16":
+        if sums == "fp16" and precision == "fp16":
             return ARITHMETICS["fp16 sums"], None
         doubt = f"tactic {name or 'without a name'} does not tell whether it keeps its sums in fp32, as the bound demands"
         return ARITHMETICS[precision], doubt
     if precision == "int8":
-        is_integer = sums == "i32" or any(part in name for part in _INTEGER)
+        is_integer = sums == "int32" or any(part in name for part in _INTEGER)
         return ARITHMETICS["int8" if is_integer else "int8 in fp32"], None
     return None, f"the layer is {precision} in the file, bounds are there for fp32, fp16, bf16 and int8"

@@ -16,13 +16,27 @@ class DeviceFacts(Record):
 
 
 class EngineLayer(Record):
-    """One layer of the engine; `is_sparse` is None where the runtime does not tell which kernel it uses."""
+    """One layer of the engine; `is_sparse` is None where the runtime does not tell which kernel it uses.
+
+    The rest is as TensorRT's inspector words it, empty or None where it does not tell: `layer_type` and `parameter_type`, the
+    formats of `inputs` and `outputs`, `weight_dtype` and `weight_count` of the weights, `has_sparse_weights` (they allow a sparse
+    tactic, which does not mean that it has one), the tactic's number `tactic_value`, and the auxiliary `stream` it runs on.
+    """
 
     name: str
     onnx_nodes: tuple[str, ...]
     tactic: str
     is_sparse: bool | None
     reason: str
+    layer_type: str = ""
+    parameter_type: str = ""
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    weight_dtype: str = ""
+    weight_count: int | None = None
+    has_sparse_weights: bool | None = None
+    tactic_value: str = ""
+    stream: int | None = None
 
 
 class EngineArtifact(Document):
