@@ -45,7 +45,9 @@ class CudaRuntime:
         try:
             yield graphs
         except BaseException:
-            self.module.cudaStreamEndCapture(stream)  # the stream is of no use before; what went wrong is already raised
+            code, *unfinished = self.module.cudaStreamEndCapture(stream)  # the stream is of no use before
+            if int(code) == 0:
+                self.call("cudaGraphDestroy", *unfinished)
             raise
         graphs.append(self.call("cudaStreamEndCapture", stream))
 

@@ -1,6 +1,8 @@
-"""A deserialized TensorRT engine with its device memory, ready to run."""
+"""A deserialized TensorRT engine with its device memory, ready to run and to be timed."""
 
+import ctypes
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, final
 
@@ -9,21 +11,23 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.engine.batches import check_images, run_in_batches
+from masksparse_deploy.engine.cuda_runtime import CudaRuntime
 from masksparse_deploy.engine.protocol import Images
+from masksparse_deploy.engine.tensorrt_layers import layer_recorder
 
 __all__ = ["TensorRTSession"]
 
 
 @final
 class TensorRTSession:
-    """One execution context, one stream and one buffer a tensor; implements `engine.protocol.Session`.
+    """One execution context, one stream and one buffer a tensor; implements `engine.protocol.Session` and `DeviceTimed`.
 
     A context manager: leaving it frees stream and memory. `cudart` is `cuda.bindings.runtime`.
     """
 
     def __init__(self, trt: Any, cudart: Any, engine: Any, *, batch: int, exposed: tuple[str, ...]) -> None:
         self._trt = trt
-        self._cudart = cudart
+        self._cuda = CudaRuntime(cudart)
         self._engine = engine
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         outputs = [name for name in names if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT]
@@ -32,11 +36,13 @@ class TensorRTSession:
         self._input_shape = tuple(length if length >= 0 else None for length in engine.get_tensor_shape(self._input_name))
         self._batch = self._input_shape[0] or batch
         self._buffers: dict[str, tuple[int, int]] = {}
+        self._held = ExitStack()
         self._context: Any = None
         self._stream: Any = None
 
     def __enter__(self) -> "TensorRTSession":
-        self._stream = self._call("cudaStreamCreate")
+        self._stream = self._hold("cudaStreamCreate", released_by="cudaStreamDestroy")
+        self._held.callback(self._forget)
         self._context = self._engine.create_execution_context()
         if self._context is None:
             self.__exit__(None, None, None)
@@ -44,13 +50,7 @@ class TensorRTSession:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
-        for address, _ in self._buffers.values():
-            self._call("cudaFree", address)
-        self._buffers.clear()
-        self._context = None
-        if self._stream is not None:
-            self._call("cudaStreamDestroy", self._stream)
-            self._stream = None
+        self._held.close()
 
     @property
     def input_shape(self) -> tuple[int | None, ...]:
@@ -73,50 +73,123 @@ class TensorRTSession:
         self._bind(images)
         return self._infer
 
+    def time_on_device(self, images: Images, *, cuda_graph: bool) -> Callable[[], float]:
+        """As in the protocol `DeviceTimed`: CUDA events before and behind the inference, on its stream."""
+        check_images(images, self._input_shape)
+        self._bind(images)
+        self._infer()  # the first inference of a shape prepares what cannot be recorded as a graph
+        launch = self._recorded() if cuda_graph else self._enqueue
+        start, stop = (self._hold("cudaEventCreate", released_by="cudaEventDestroy") for _ in range(2))
+
+        def infer() -> float:
+            self._cuda.call("cudaEventRecord", start, self._stream)
+            launch()
+            self._cuda.call("cudaEventRecord", stop, self._stream)
+            self._cuda.call("cudaEventSynchronize", stop)
+            return float(self._cuda.call("cudaEventElapsedTime", start, stop))
+
+        return infer
+
+    def prepare_with_transfers(self, images: Images) -> Callable[[], None]:
+        """As in the protocol `DeviceTimed`; host memory is page-locked, so that copies run at the bus's speed."""
+        check_images(images, self._input_shape)
+        self._bind(images)
+        sizes = {name: self._size_bytes(name) for name in (self._input_name, *self._output_names)}
+        hosts = {name: self._hold("cudaMallocHost", size, released_by="cudaFreeHost") for name, size in sizes.items()}
+        devices = {name: self._buffers[name][0] for name in sizes}
+        batch = np.ascontiguousarray(images, dtype=self._dtype(self._input_name))
+        ctypes.memmove(int(hosts[self._input_name]), batch.ctypes.data, batch.nbytes)
+
+        def infer() -> None:
+            name = self._input_name
+            self._cuda.copy_to_device(devices[name], hosts[name], sizes[name], self._stream)
+            self._enqueue()
+            for name in self._output_names:
+                self._cuda.copy_to_host(hosts[name], devices[name], sizes[name], self._stream)
+            self._cuda.call("cudaStreamSynchronize", self._stream)
+
+        return infer
+
+    def layer_times_ms(self, images: Images, *, count: int) -> Mapping[str, tuple[float, ...]]:
+        """As in the protocol `DeviceTimed`, by TensorRT's profiler, in a context of its own that is timed for nothing else."""
+        check_images(images, self._input_shape)
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise MachineError("TensorRT could not create a second execution context: the GPU's memory is full; free some")
+        previous, self._context = self._context, context
+        recorder = layer_recorder(self._trt)
+        try:
+            self._bind(images)
+            self._infer()
+            context.profiler = recorder  # an inference with a profiler waits for its end and tells every layer once
+            for _ in range(count):
+                recorder.begin()
+                self._infer()
+        finally:
+            self._context = previous
+        return recorder.times_ms()
+
     def _run_one(self, images: Images) -> dict[str, npt.NDArray[Any]]:
         self._bind(images)
         self._infer()
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
         results = {}
         for name in self._output_names:
             array = np.empty(tuple(self._context.get_tensor_shape(name)), self._dtype(name))
-            self._call("cudaMemcpy", array.ctypes.data, self._buffers[name][0], array.nbytes, kind)
+            self._cuda.copy_to_host(array.ctypes.data, self._buffers[name][0], array.nbytes)
             results[name] = array
         return results
 
     def _bind(self, images: Images) -> None:
         """Set the shapes, make room for all tensors and copy the images to the device."""
         batch = np.ascontiguousarray(images, dtype=self._dtype(self._input_name))
-        if self._input_shape[0] is None and not self._context.set_input_shape(self._input_name, batch.shape):
-            raise MachineError(f"TensorRT does not accept a batch of {len(batch)}; build the engine with a larger batch")
+        if None in self._input_shape and not self._context.set_input_shape(self._input_name, batch.shape):
+            raise MachineError(
+                f"TensorRT does not accept a batch of {len(batch)} images of {batch.shape[2]}x{batch.shape[3]}; build the engine "
+                "for a range that holds it"
+            )
         for name in (self._input_name, *self._output_names):
-            shape = tuple(self._context.get_tensor_shape(name))
-            address = self._reserve(name, int(np.prod(shape)) * self._dtype(name).itemsize)
-            self._context.set_tensor_address(name, address)
-        kind = self._cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpy", self._buffers[self._input_name][0], batch.ctypes.data, batch.nbytes, kind)
+            self._context.set_tensor_address(name, self._reserve(name, self._size_bytes(name)))
+        self._cuda.copy_to_device(self._buffers[self._input_name][0], batch.ctypes.data, batch.nbytes)
+
+    def _size_bytes(self, name: str) -> int:
+        return int(np.prod(tuple(self._context.get_tensor_shape(name)))) * self._dtype(name).itemsize
 
     def _reserve(self, name: str, size_bytes: int) -> int:
+        """Room for a tensor; what was too small is kept to the end, as a recorded graph may still use it."""
         address, held_bytes = self._buffers.get(name, (0, 0))
         if held_bytes < size_bytes:
-            if address:
-                self._call("cudaFree", self._buffers.pop(name)[0])
-            address = int(self._call("cudaMalloc", size_bytes))
+            address = int(self._hold("cudaMalloc", size_bytes, released_by="cudaFree"))
             self._buffers[name] = (address, size_bytes)
         return address
 
+    def _hold(self, function: str, *arguments: Any, released_by: str) -> Any:
+        """What a function of the CUDA runtime makes, released when the session ends."""
+        made = self._cuda.call(function, *arguments)
+        self._held.callback(self._cuda.call, released_by, made)
+        return made
+
+    def _forget(self) -> None:
+        """Let go of the context, after what was recorded with it and before the stream it runs on."""
+        self._context = None
+        self._buffers.clear()
+
+    def _recorded(self) -> Callable[[], None]:
+        """The bound inference as a CUDA graph that is replayed."""
+        with self._cuda.capture(self._stream) as graphs:
+            self._enqueue()
+        graph = graphs[0]
+        self._held.callback(self._cuda.call, "cudaGraphDestroy", graph)
+        replayed = self._hold("cudaGraphInstantiate", graph, 0, released_by="cudaGraphExecDestroy")
+        return lambda: self._cuda.call("cudaGraphLaunch", replayed, self._stream)
+
     def _infer(self) -> None:
+        self._enqueue()
+        self._cuda.call("cudaStreamSynchronize", self._stream)
+
+    def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
             raise MachineError("TensorRT could not run the engine; its messages are on stderr")
-        self._call("cudaStreamSynchronize", self._stream)
 
     def _dtype(self, name: str) -> np.dtype[Any]:
         dtype: np.dtype[Any] = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
         return dtype
-
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Call the CUDA runtime, which returns (error code, values...)."""
-        code, *values = getattr(self._cudart, function)(*arguments)
-        if int(code) != 0:
-            raise MachineError(f"CUDA: {function} failed with {code}")
-        return values[0] if values else None

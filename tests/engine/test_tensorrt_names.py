@@ -26,6 +26,7 @@ CLASS_OF = {
     "engine": "ICudaEngine",
     "_engine": "ICudaEngine",
     "_context": "IExecutionContext",
+    "context": "IExecutionContext",
     "layer": "ILayer",
     "tensor": "ITensor",
 }
