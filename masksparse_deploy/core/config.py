@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pydantic
 
 __all__ = [
+    "NO_TIMING_CACHE",
     "BakeOptions",
     "CertifyOptions",
     "DataOptions",
@@ -22,6 +23,7 @@ __all__ = [
 ]
 
 LARGEST_SEED = 2**32 - 1
+NO_TIMING_CACHE = "none"
 
 
 def _option(default: Any, description: str, **limits: Any) -> Any:
@@ -226,7 +228,9 @@ class EngineOptions(Options):
     )
     version_compatible: bool = _option(False, "whether newer versions of TensorRT must load the engine too; costs speed")
     timing_cache: str | None = _option(
-        None, "folder that keeps the times of TensorRT's kernels between builds; default: timing_cache beside the engine"
+        None,
+        "folder that keeps the times of TensorRT's kernels between builds; none: time them all; default: timing_cache beside "
+        "the engine",
     )
 
     @pydantic.field_validator("smallest_image", "tuned_image", "largest_image")
@@ -258,6 +262,12 @@ class ProfileOptions(Options):
     inferences_per_round: int = _option(3, "timed inferences of each engine in a round", gt=0)
     warmup: int = _option(10, "untimed inferences of each engine before", ge=1)
     confidence: float = _option(0.95, "coverage of the interval of the speedup", gt=0.5, lt=1)
+    builds: int = _option(
+        3, "builds of each engine, where they differ (TensorRT): the interval covers that; 4 or more reach 95 %", ge=1, le=20
+    )
+    cuda_graph: bool = _option(
+        False, "replay inferences as CUDA graphs, which leaves out what launching kernels costs (TensorRT)"
+    )
     seed: int = _option(0, "seed of the order", ge=0, le=LARGEST_SEED)
 
 

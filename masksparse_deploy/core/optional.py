@@ -18,6 +18,8 @@ EXTRAS = {
     "openvino": "openvino",
     "ortools": "transposable",
     "plotly": "report",
+    "polygraphy": "tensorrt",
+    "pynvml": "gpu",
     "tensorboard": "tensorboard",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "preflight",

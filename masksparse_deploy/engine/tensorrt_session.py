@@ -144,8 +144,8 @@ class TensorRTSession:
         batch = np.ascontiguousarray(images, dtype=self._dtype(self._input_name))
         if None in self._input_shape and not self._context.set_input_shape(self._input_name, batch.shape):
             raise MachineError(
-                f"TensorRT does not accept a batch of {len(batch)} images of {batch.shape[2]}x{batch.shape[3]}; build the engine "
-                "for a range that holds it"
+                f"TensorRT does not accept a batch of {len(batch)} images of {batch.shape[2]}x{batch.shape[3]}; "
+                "build the engine for a range that holds it"
             )
         for name in (self._input_name, *self._output_names):
             self._context.set_tensor_address(name, self._reserve(name, self._size_bytes(name)))

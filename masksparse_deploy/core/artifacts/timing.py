@@ -3,15 +3,26 @@
 from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record
+from masksparse_deploy.core.artifacts.gpu_state import GpuState
 
-__all__ = ["EngineRole", "LayerTime", "Latency", "ProfileReport", "RunConditions", "Speedup"]
+__all__ = [
+    "BuildTime",
+    "EndToEnd",
+    "EngineRatio",
+    "EngineRole",
+    "LayerTime",
+    "Latency",
+    "ProfileReport",
+    "RunConditions",
+    "Speedup",
+]
 
 # The engines of a comparison: of the dense file; of the sparse file with sparse tactics forbidden; and with them allowed.
 EngineRole = Literal["dense", "forbidden", "sparse"]
 
 
 class Latency(Record):
-    """Times of single inferences, warm-up excluded; `samples_ms` in the order they were taken."""
+    """Times of single inferences, warm-up excluded; `samples_ms` in the order they were taken, of all builds of an engine."""
 
     median_ms: float
     p90_ms: float
@@ -22,10 +33,46 @@ class Latency(Record):
 
 
 class Speedup(Record):
-    """dense_ms / sparse_ms: the median over rounds of the ratio within a round, with its confidence interval."""
+    """dense_ms / sparse_ms with its confidence interval.
+
+    Of one build of each engine: the median over rounds of the ratio within a round. Of several: the median of the ratios
+    of one build to another, and an interval that covers what builds differ by, too (`profiling.quotients`).
+    """
 
     ratio: float
     interval: Interval
+
+
+class EngineRatio(Record):
+    """How many times as fast the engine `faster` runs as the engine `slower`; `conclusion` is what the interval allows to say.
+
+    `of_builds` has the ratio of every build of `slower` to every build of `faster`, ascending.
+    """
+
+    slower: EngineRole
+    faster: EngineRole
+    ratio: float
+    interval: Interval
+    conclusion: Literal["faster", "slower", "not told apart"]
+    of_builds: tuple[float, ...]
+
+
+class BuildTime(Record):
+    """One build of one engine, counted from 1."""
+
+    engine: EngineRole
+    number: int
+    engine_sha256: str
+    median_ms: float
+    sparse_kernels: str
+
+
+class EndToEnd(Record):
+    """Wall-clock times of an inference with the copies to the device and back."""
+
+    dense: Latency
+    sparse: Latency
+    speedup: Speedup
 
 
 class RunConditions(Record):
@@ -57,6 +104,9 @@ class LayerTime(Record):
 class ProfileReport(Document):
     """Dense and sparse engines timed in one process, interleaved in random order.
 
+    `clock` says what the times of `dense`, `forbidden`, `sparse`, `speedup`, `control` and `ratios` were taken with.
+    `forbidden` is the sparse file without sparse tactics, where the backend has any; `builds` and `ratios` are there then.
+    `layers` are those of the first build of each engine.
     `control` is the same ratio for the dense engine against itself: the noise floor of the run.
     `invalid_because` lists why the figures must not be used; empty for a valid run.
     """
@@ -74,4 +124,10 @@ class ProfileReport(Document):
     sparse_kernels: str
     conditions: RunConditions
     invalid_because: tuple[str, ...]
+    clock: str = "wall clock"
+    forbidden: Latency | None = None
+    ratios: tuple[EngineRatio, ...] = ()
+    builds: tuple[BuildTime, ...] = ()
+    end_to_end: EndToEnd | None = None
+    gpu: GpuState | None = None
     layers: tuple[LayerTime, ...] = ()
