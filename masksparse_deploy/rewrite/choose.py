@@ -7,7 +7,7 @@ import onnx
 
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.progress import Progress
-from masksparse_deploy.rewrite.cache import Times
+from masksparse_deploy.profiling.known_times import Times
 from masksparse_deploy.rewrite.forms import DENSE, Form, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch
 from masksparse_deploy.rewrite.sites import Site

@@ -17,9 +17,9 @@ from masksparse_deploy.core.errors import OutputError
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.plans import metadata_path
 from masksparse_deploy.engine.protocol import Backend
+from masksparse_deploy.profiling.known_times import Times, TimeStore, time_key
 from masksparse_deploy.profiling.latencies import median_interval, round_ratios
 from masksparse_deploy.profiling.sampling import Clock, sample_rounds
-from masksparse_deploy.rewrite.cache import Times, TimeStore, time_key
 
 __all__ = ["Stopwatch"]
 

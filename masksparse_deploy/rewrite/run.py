@@ -17,8 +17,8 @@ from masksparse_deploy.engine.protocol import Backend
 from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.graph.model import Graph
 from masksparse_deploy.graph.reader import parse_graph, read_graph
+from masksparse_deploy.profiling.known_times import TimeStore
 from masksparse_deploy.profiling.sampling import Clock
-from masksparse_deploy.rewrite.cache import TimeStore
 from masksparse_deploy.rewrite.choose import Choice, TimedLayer, choose_forms
 from masksparse_deploy.rewrite.forms import DENSE, forms_of, gathered_positions, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch

@@ -13,8 +13,8 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts
 from masksparse_deploy.core.blocks import BlockPattern
 from masksparse_deploy.core.config import EngineOptions, RewriteOptions
 from masksparse_deploy.core.errors import OutputError
-from masksparse_deploy.rewrite import cache
-from masksparse_deploy.rewrite.cache import Times, TimeStore, time_key
+from masksparse_deploy.profiling import known_times
+from masksparse_deploy.profiling.known_times import Times, TimeStore, time_key
 from masksparse_deploy.rewrite.measure import Stopwatch
 from tests.rewrite.machine import FakeBackend
 from tests.rewrite.models import residual_blocks
@@ -68,7 +68,7 @@ def test_all_else_does() -> None:
 def test_only_cores_that_threads_use_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     keys = {}
     for cores in (2, 4):
-        monkeypatch.setattr(cache, "available_core_count", lambda cores=cores: cores)
+        monkeypatch.setattr(known_times, "available_core_count", lambda cores=cores: cores)
         keys[cores] = [key(options=EngineOptions(batch=1, threads=threads)) for threads in (0, 1, 2, 4)]
     assert [one == other for one, other in zip(keys[2], keys[4], strict=True)] == [False, True, True, False]
 

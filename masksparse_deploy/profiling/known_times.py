@@ -28,18 +28,22 @@ class Times(Record):
         speedups: the first one's time over each one's.
         intervals: of these.
         rounds: how often each was timed.
+        round_ms: of each the medians of all rounds, in the order they were taken, where these are kept.
+        tactics: of each the kernel that the layer in question runs, "" where the runtime does not tell; where these are kept.
     """
 
     median_ms: tuple[float, ...]
     speedups: tuple[float, ...]
     intervals: tuple[Interval, ...]
     rounds: int
+    round_ms: tuple[tuple[float, ...], ...] = ()
+    tactics: tuple[str, ...] = ()
 
 
 class _TimesFile(Document):
     """What is on disk: times by key, and the SHA-256 of their canonical JSON against accidents."""
 
-    kind: ClassVar[str] = "rewrite times"
+    kind: ClassVar[str] = "known times"
 
     entries: Mapping[str, Times]
     entries_sha256: str
