@@ -11,12 +11,13 @@ from typing import Any
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts
 
-__all__ = ["DriverAnswer", "query_driver"]
+__all__ = ["DriverAnswer", "first_gpu_bus_id", "query_driver"]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CUdevice_attribute in cuda.h
 _CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
 _NAME_BYTES = 256
+_BUS_ID_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ def query_driver(load: Callable[[str], Any] = ctypes.CDLL) -> DriverAnswer:
         return DriverAnswer(None, f"the NVIDIA driver is installed but does not work ({error})")
     except AttributeError as error:
         return DriverAnswer(None, f"{_LIBRARY} is not a CUDA driver ({error})")
+
+
+def first_gpu_bus_id(load: Callable[[str], Any] = ctypes.CDLL) -> str | None:
+    """The PCI bus id of the GPU that CUDA counts as the first, as "0000:3b:00.0"; None where there is none. Never raises.
+
+    Tools that know nothing of CUDA_VISIBLE_DEVICES count GPUs in another order; they find it by this id.
+    """
+    try:
+        driver = load(_LIBRARY)
+        _call(driver, "cuInit", 0)
+        device = ctypes.c_int()
+        _call(driver, "cuDeviceGet", ctypes.byref(device), 0)
+        text = ctypes.create_string_buffer(_BUS_ID_BYTES)
+        _call(driver, "cuDeviceGetPCIBusId", text, _BUS_ID_BYTES, device)
+    except (OSError, AttributeError, _DriverCallError):
+        return None
+    return text.value.decode(errors="replace")
 
 
 def _first_gpu(driver: Any) -> DriverAnswer:
