@@ -12,6 +12,7 @@ __all__ = [
     "DataOptions",
     "DeployConfig",
     "EngineOptions",
+    "ForecastOptions",
     "Gates",
     "MaskOptions",
     "ModelOptions",
@@ -197,6 +198,31 @@ class RewriteOptions(Options):
         None, "file that keeps the times of layers, by device and version; default: rewrite_times.json in the output folder"
     )
     seed: int = _option(0, "seed of the order of timing", ge=0, le=LARGEST_SEED)
+
+
+class ForecastOptions(Options):
+    """What is forecast before any training, and when it is too little."""
+
+    precision: Literal["fp16", "int8"] | None = _option(
+        None, "precision that the network will be deployed in; default: that of the ONNX file"
+    )
+    threshold: float = _option(1.05, "smallest speedup that is worth the work", gt=0)
+    image: str | None = _option(None, "CHANNELSxHEIGHTxWIDTH of an image, as 3x224x224, for a PyTorch model")
+    rounds: int = _option(20, "rounds of timing each engine, in random order", ge=10)
+    inferences_per_round: int = _option(10, "timed inferences of each engine in a round", gt=0)
+    confidence: float = _option(0.95, "coverage of the intervals", gt=0.5, lt=1)
+    trial: bool = _option(True, "also time the whole network with half of its weights cut, without regard to accuracy")
+    cache: str | None = _option(
+        None, "file that keeps times by device, versions and shape; default: forecast_times.json in the output folder"
+    )
+    seed: int = _option(0, "seed of the order of timing", ge=0, le=LARGEST_SEED)
+
+    @pydantic.field_validator("image")
+    @classmethod
+    def _is_image(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[1-9]\d*x[1-9]\d*x[1-9]\d*", value):
+            raise ValueError("write the image as CHANNELSxHEIGHTxWIDTH, as 3x224x224")
+        return value
 
 
 class EngineOptions(Options):
