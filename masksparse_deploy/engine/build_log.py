@@ -1,15 +1,18 @@
 """What TensorRT's builder tells about sparsity and about the tactics it timed: a pure parser of its log.
 
 TensorRT 8 writes "(Sparsity) Layers eligible for sparse math: a, b" and "(Sparsity) TRT inference plan picked sparse
-implementation for layers: a"; 10 writes "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b" and "(Sparsity) Chose
-1 layer(s) using sparse tactics: a", at times without the names. They may come again with each pass. Tactics and their times are
-told by the verbose log only: behind the name of a layer "Tactic Name: t Tactic: 0x1 Time: 0.02", or older versions in two lines.
+implementation for layers: a"; 10 writes "(Sparsity) Found 2 layer(s) eligible to use sparse tactics: a, b" and "(Sparsity)
+Chose 1 layer(s) using sparse tactics: a", at times without the names. They may come again with each pass. Tactics and their
+times are told by the verbose log only: behind the name of a layer "Tactic Name: t Tactic: 0x1 Time: 0.02", or older versions in
+two lines.
 """
 
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+from masksparse_deploy.engine.tactic_names import read_tactic
 
 __all__ = ["BuildLog", "TacticTiming", "is_told", "parse_log"]
 
@@ -25,7 +28,9 @@ _FORMATS = re.compile(r"Autotuning format combination: (.+?)\s*\**\s*$")
 _NAMED_TIME = re.compile(r"Tactic Name: (\S+) Tactic: (0x[0-9a-fA-F]+) Time: (\S+)")
 _NAME = re.compile(r"Set Tactic Name: (\S+) Tactic: (0x[0-9a-fA-F]+)")
 _TIME = re.compile(r"(?:^|\] )Tactic: (0x[0-9a-fA-F]+) Time: (\S+)")
-_TOLD = (_RUNNER, _FORMATS, _NAMED_TIME, _NAME, _TIME)
+_PREFIX = re.compile(r"^(?:\[[^\]]*\] )*")
+_CACHED = re.compile(r"(.+) \[(.+)\] got cached result: \w+, tactic (0x[0-9a-fA-F]+), (\S+) ms")
+_TOLD = (_RUNNER, _FORMATS, _NAMED_TIME, _NAME, _TIME, _CACHED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,7 @@ class TacticTiming:
     Attributes:
         layer: the engine layer's name, as in the inspector.
         formats: layouts and types it was timed with, in TensorRT's words; only times of the same formats compare kernels alone.
-        tactic: the kernel's name.
+        tactic: the kernel's name; "" for a time that was kept from another build or layer, if the log does not name it.
         tactic_value: its number, as "0x0123456789abcdef".
         time_ms: as the builder measured it.
     """
@@ -69,6 +74,11 @@ class BuildLog:
     def names_chosen(self) -> bool:
         """Whether it is known of every layer whether it was chosen."""
         return self.chosen_count is not None and self.chosen_count == len(self.chosen)
+
+    @property
+    def times_sparse(self) -> bool:
+        """Whether the times are of sparse tactics too, of whatever layer."""
+        return any(read_tactic(timing.tactic).is_sparse for timing in self.timings)
 
     def timings_of(self, layer: str) -> tuple[TacticTiming, ...]:
         """The tactics timed for an engine layer."""
@@ -118,6 +128,9 @@ def _timings(lines: list[str]) -> Iterator[TacticTiming]:
             yield from _timing(layer, formats, match.group(1), match.group(2), match.group(3))
         elif match := _NAME.search(line):
             tactics[match.group(2)] = match.group(1)
+        elif match := _CACHED.search(_PREFIX.sub("", line)):
+            name, held, value, time = match.groups()
+            yield from _timing(name, held, tactics.get(value, ""), value, time)
         elif match := _TIME.search(line):
             yield from _timing(layer, formats, tactics.get(match.group(1), ""), match.group(1), match.group(2))
 

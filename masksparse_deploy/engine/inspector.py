@@ -1,9 +1,9 @@
 """What TensorRT's engine inspector tells about each layer: a pure parser of its JSON.
 
 The schema is the one of `ProfilingVerbosity.DETAILED`; below it the layers are bare names. All that differs between versions is
-here: the list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11; layers made by the graph
-compiler Myelin have neither `ParameterType` nor `Weights`; versions before 8.6 have no `StreamId` and no `Metadata`; with dynamic
-shapes `Format/Datatype` says that it is not available. What is missing leaves a field empty.
+here: the list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11; layers made by the
+graph compiler Myelin have neither `ParameterType` nor `Weights`; versions before 8.6 have no `StreamId` and no `Metadata`; with
+dynamic shapes `Format/Datatype` says that it is not available. What is missing leaves a field empty.
 """
 
 import json

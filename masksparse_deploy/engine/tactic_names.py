@@ -1,7 +1,7 @@
 """What a kernel's name tells: for which architecture, what it multiplies, in what it adds up, and whether it skips zeros.
 
-Names are not documented. The rules here were read off names in the libraries and logs of TensorRT, cuDNN and CUTLASS; a name that
-follows none of them leaves the fields empty.
+Names are not documented. The rules here were read off names in the libraries and logs of TensorRT, cuDNN and CUTLASS; a name
+that follows none of them leaves the fields empty.
 """
 
 import re

@@ -19,8 +19,9 @@ class EngineLayer(Record):
     """One layer of the engine; `is_sparse` is None where the runtime does not tell which kernel it uses.
 
     The rest is as TensorRT's inspector words it, empty or None where it does not tell: `layer_type` and `parameter_type`, the
-    formats of `inputs` and `outputs`, `weight_dtype` and `weight_count` of the weights, `has_sparse_weights` (they allow a sparse
-    tactic, which does not mean that it has one), the tactic's number `tactic_value`, and the auxiliary `stream` it runs on.
+    formats of `inputs` and `outputs`, `weight_dtype` and `weight_count` of the weights, `has_sparse_weights` (they allow a
+    sparse tactic, which does not mean that it has one), the tactic's number `tactic_value`, and the auxiliary `stream` it runs
+    on.
     """
 
     name: str
@@ -45,6 +46,10 @@ class EngineArtifact(Document):
     `sparse_kernels` says in words whether sparse kernels are in use ("this runtime has no 2:4 kernels").
     `own_operators`: that file has operators that its dense twin has not, as it was rewritten or masks positions.
     `exposed` names the intermediate tensors that the engine returns besides the model's own outputs.
+    `findings`: what the user should know about the build, as a precision that is not the file's.
+    `timing_cache_sha256`: digest of the kernel times that the build began with, "" if it timed all kernels itself.
+    `build_log`: name of the file with what the builder told about sparsity and tactics; "" where it told nothing.
+    `refitted_from_sha256`: digest of the plan that this one was made from by new weights; "" for one that was built.
     """
 
     kind: ClassVar[str] = "engine"
@@ -61,6 +66,11 @@ class EngineArtifact(Document):
     exposed: tuple[str, ...]
     sparse_kernels: str
     own_operators: bool = False
+    findings: tuple[str, ...] = ()
+    build_seconds: float | None = None
+    timing_cache_sha256: str = ""
+    build_log: str = ""
+    refitted_from_sha256: str = ""
 
 
 class BackendStatus(Record):
