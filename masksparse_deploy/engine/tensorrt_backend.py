@@ -1,5 +1,6 @@
 """TensorRT 8.6, 10 and 11, where the package and a GPU are there."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts, EngineArtifact
-from masksparse_deploy.core.config import EngineOptions
-from masksparse_deploy.core.errors import ArtifactError, MachineError
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
+from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.core.files import make_folder, sha256_bytes, write_atomic
 from masksparse_deploy.core.optional import EXTRAS, is_installed, require
 from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.engine.build_log import is_told
+from masksparse_deploy.engine.built_precision import check_precision
 from masksparse_deploy.engine.driver import DriverAnswer, query_driver
 from masksparse_deploy.engine.inspector import count_sparse, parse_inspector
 from masksparse_deploy.engine.packages import installed_versions
@@ -19,12 +22,16 @@ from masksparse_deploy.engine.plans import metadata_path, read_plan
 from masksparse_deploy.engine.protocol import Session
 from masksparse_deploy.engine.source import read_source
 from masksparse_deploy.engine.tensorrt_build import build_plan, inspect_engine
+from masksparse_deploy.engine.tensorrt_load import check_runs_here, load_engine
+from masksparse_deploy.engine.tensorrt_log import kept_messages
 from masksparse_deploy.engine.tensorrt_session import TensorRTSession
+from masksparse_deploy.engine.tensorrt_versions import is_strongly_typed, recorded_options
+from masksparse_deploy.engine.timing_cache import TimingCache, cache_key, timing_cache_in
 
 __all__ = ["TensorRTBackend"]
 
 # import name -> package name
-_NEEDED_PACKAGES = {"tensorrt": "tensorrt", "cuda": "cuda-bindings"}
+_NEEDED_PACKAGES = {"tensorrt": "tensorrt", "cuda": "cuda-bindings", "polygraphy": "polygraphy"}
 
 
 @final
@@ -45,7 +52,7 @@ class TensorRTBackend:
         missing = [] if answer.device is not None else [answer.reason]
         packages = [package for package in _NEEDED_PACKAGES if not is_installed(package)]
         if packages:
-            extras = ",".join(sorted(EXTRAS[package] for package in packages))
+            extras = ",".join(sorted({EXTRAS[package] for package in packages}))
             names = ", ".join(_NEEDED_PACKAGES[package] for package in packages)
             missing.append(f"not installed: {names} (pip install 'masksparse-deploy[{extras}]')")
         if missing:
@@ -68,34 +75,42 @@ class TensorRTBackend:
         expose: tuple[str, ...] = (),
         progress: Progress = silent,
     ) -> EngineArtifact:
-        """Build with sparse tactics allowed; writes `name.plan`, `name.inspector.json` and `name.engine.json`.
+        """Build an engine; writes `name.plan`, `name.inspector.json`, `name.engine.json` and what the builder told of tactics.
 
         See `engine.protocol.Backend`. TensorRT times tactics while it builds: two builds may differ.
         """
         trt, _, device = self._ready()
-        progress(f"build {name}", 0, 2)
         source = read_source(onnx_path, expose)
-        logger = trt.Logger(trt.Logger.ERROR)
-        plan = build_plan(trt, logger, source, options)
-        progress(f"build {name}", 1, 2)
-        inspected = inspect_engine(trt, _deserialize(trt, logger, plan, what=f"the engine built from {onnx_path}"))
+        progress(f"build {name}", 0, 2)
+        started = time.monotonic()
+        cache = _timing_cache(options, folder, device)
+        with kept_messages(trt) as (logger, messages):
+            built = build_plan(trt, logger, messages, source, options, name=name, cache=cache, progress=progress)
+            build_seconds = time.monotonic() - started
+            engine = load_engine(trt, logger, built.plan, what=f"the engine built from {onnx_path}", trusted=True)
+            inspected = inspect_engine(trt, engine)
         layers = parse_inspector(inspected)
+        findings = (*built.findings, *check_precision(source.graph, layers, binding=is_strongly_typed(trt)))
         plan_path = make_folder(folder) / f"{name}.plan"
-        write_atomic(plan_path, plan)
+        write_atomic(plan_path, built.plan)
         write_atomic(folder / f"{name}.inspector.json", inspected.encode())
         artifact = EngineArtifact(
             backend=self.name,
             plan=plan_path.name,
-            plan_sha256=sha256_bytes(plan),
+            plan_sha256=sha256_bytes(built.plan),
             source_sha256=source.graph.sha256,
             precision=source.precision,
-            options={"batch": options.batch, "workspace_mib": options.workspace_mib, "sparse_weights": True, "tf32": False},
+            options=recorded_options(options),
             versions=_versions(),
             device=device,
             layers=layers,
             exposed=source.exposed,
             sparse_kernels=count_sparse(layers),
             own_operators=source.own_operators,
+            findings=findings,
+            build_seconds=build_seconds,
+            timing_cache_sha256=built.timing_cache_sha256,
+            build_log=_write_log(folder, name, messages.lines),
         )
         artifact.write(metadata_path(folder, name))
         progress(f"build {name}", 2, 2)
@@ -106,12 +121,13 @@ class TensorRTBackend:
         """Load a plan on the device it was built for; `threads` has no meaning here. See `engine.protocol.Backend`."""
         trt, cudart, device = self._ready()
         artifact, plan = read_plan(metadata_path, backend=self.name)
-        _check_same_device(artifact, device, metadata_path)
-        logger = trt.Logger(trt.Logger.ERROR)
-        engine = _deserialize(trt, logger, plan, what=str(metadata_path.parent / artifact.plan))
-        batch = int(artifact.options["batch"])
-        with TensorRTSession(trt, cudart, engine, batch=batch, exposed=artifact.exposed) as session:
-            yield session
+        check_runs_here(artifact, device, _versions(), metadata_path)
+        with kept_messages(trt) as (logger, _):
+            what = str(metadata_path.parent / artifact.plan)
+            engine = load_engine(trt, logger, plan, what=what, trusted=artifact.options.get("version_compatible") is True)
+            batch = int(artifact.options["batch"])
+            with TensorRTSession(trt, cudart, engine, batch=batch, exposed=artifact.exposed) as session:
+                yield session
 
     def _ready(self) -> tuple[Any, Any, DeviceFacts]:
         """The modules tensorrt and cuda.bindings.runtime, and the device; raises MachineError where one is missing."""
@@ -123,23 +139,22 @@ class TensorRTBackend:
 
 
 def _versions() -> dict[str, str]:
-    return installed_versions("tensorrt", "cuda-bindings")
+    return installed_versions("tensorrt", "cuda-bindings", "polygraphy")
 
 
-def _deserialize(trt: Any, logger: Any, plan: bytes, *, what: str) -> Any:
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise ArtifactError(f"TensorRT {trt.__version__} cannot load {what}; run 'masksparse build' again on this machine")
-    return engine
+def _timing_cache(options: EngineOptions, folder: Path, device: DeviceFacts) -> TimingCache | None:
+    if options.timing_cache == NO_TIMING_CACHE:
+        return None
+    where = folder / "timing_cache" if options.timing_cache is None else Path(options.timing_cache)
+    return timing_cache_in(where, cache_key(device, _versions()))
 
 
-def _check_same_device(artifact: EngineArtifact, device: DeviceFacts, path: Path) -> None:
-    """Plans belong to one kind of GPU and one version of TensorRT."""
-    built = (artifact.device.name, artifact.versions.get("tensorrt"))
-    here = (device.name, _versions().get("tensorrt"))
-    if built != here:
-        raise ArtifactError(
-            f"{path} was built for {built[0]} with TensorRT {built[1]}; this is {here[0]} with TensorRT {here[1]}: "
-            "run 'masksparse build' again on this machine"
-        )
+def _write_log(folder: Path, name: str, lines: list[str]) -> str:
+    """Keep what the builder told of sparsity and tactics; returns the file's name, "" if it told nothing."""
+    path = folder / f"{name}.build.log"
+    told = [line for line in lines if is_told(line)]
+    if not told:
+        path.unlink(missing_ok=True)
+        return ""
+    write_atomic(path, "\n".join([*told, ""]).encode())
+    return path.name

@@ -1,50 +1,98 @@
 """From an ONNX file to a serialized TensorRT engine, on TensorRT 8.6, 10 and 11.
 
-`trt` is the imported module. Every member used here exists in all three versions, except those reached through
-`_optional_flag`, which stand for what came or went in between.
+`trt` is the imported module. Every member used here exists in all three versions; what came or went in between is in
+tensorrt_versions.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from masksparse_deploy.core.config import EngineOptions
-from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageError
+from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.files import sha256_bytes
+from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.engine.shape_profile import shape_range
 from masksparse_deploy.engine.source import Source
+from masksparse_deploy.engine.tensorrt_config import create_config
+from masksparse_deploy.engine.tensorrt_log import BuilderMessages
+from masksparse_deploy.engine.tensorrt_progress import make_monitor
+from masksparse_deploy.engine.tensorrt_versions import creation_flags, parser_reason
+from masksparse_deploy.engine.timing_cache import TimingCache
 
-__all__ = ["build_plan", "inspect_engine"]
+__all__ = ["BuiltPlan", "build_plan", "inspect_engine"]
 
-# The builder flags that a file of this precision needs where networks are not strongly typed (TensorRT 8.6).
-_PRECISION_FLAGS = {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",), "fp16+fp32": ("FP16",)}
+_NO_CACHE = "timing cache"
 
 
-def build_plan(trt: Any, logger: Any, source: Source, options: EngineOptions) -> bytes:
-    """The serialized engine, with sparse tactics allowed and full profiling verbosity.
+@dataclass(frozen=True, kw_only=True)
+class BuiltPlan:
+    """A serialized engine.
+
+    Attributes:
+        plan: its bytes.
+        timing_cache_sha256: digest of the kernel times that the build began with; "" if it began with none.
+        findings: what the user should know.
+    """
+
+    plan: bytes
+    timing_cache_sha256: str
+    findings: tuple[str, ...]
+
+
+def build_plan(
+    trt: Any,
+    logger: Any,
+    messages: BuilderMessages,
+    source: Source,
+    options: EngineOptions,
+    *,
+    name: str,
+    cache: TimingCache | None = None,
+    progress: Progress = silent,
+) -> BuiltPlan:
+    """Build with sparse tactics where `options` allow them, and full profiling verbosity.
+
+    Args:
+        trt: the module.
+        logger: of `messages`.
+        messages: what TensorRT says meanwhile, for error messages.
+        source: the model.
+        options: what changes the engine.
+        name: of the engine, for `progress`.
+        cache: times of kernels from earlier builds, and for later ones; None to time all of them here.
+        progress: told of TensorRT's own phases where the version has them.
 
     Raises:
         ArtifactError: TensorRT refuses the file.
-        MachineError: this version of TensorRT cannot build the file's precision.
-        UsageError: an axis other than the batch has no fixed length, or a tensor to expose is not in the parsed network.
+        MachineError: this version of TensorRT cannot build the file's precision, or lacks what an option asks for.
+        UsageError: the options' shapes do not fit the file, or a tensor to expose is not in the parsed network.
     """
+    shapes = shape_range(source.input_shape, options, input_name=source.input_name)
+    # Polygraphy's own loaders keep the parser's reasons and the builder's log to themselves, hence the two calls here
     builder = trt.Builder(logger)
-    network = builder.create_network(_creation_flags(trt))
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(source.content):
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise ArtifactError(f"TensorRT {trt.__version__} does not accept the ONNX file: {reasons or 'no reason given'}")
+    network = builder.create_network(creation_flags(trt))
+    parser = _parse(trt, network, logger, source)
     _mark_exposed(network, source.exposed)
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
-    # FP32 is to mean FP32: TF32 keeps 10 bits of the mantissa
-    config.clear_flag(trt.BuilderFlag.TF32)
-    if not _is_strongly_typed(trt):
-        for flag in _precision_flags(trt, source.precision):
-            config.set_flag(flag)
-    _add_shape_profile(builder, config, source, options.batch)
+    monitor = make_monitor(trt, name, progress)
+    config = create_config(trt, builder, network, source, options, shapes=shapes, monitor=monitor)
+    content, findings = b"", []
+    if cache is not None:
+        content, warning = cache.read()
+        findings += [warning, _load_times(config, content, cache, messages)]
     plan = builder.build_serialized_network(network, config)
+    del parser  # owns the weights that the network reads until then
+    if monitor is not None and monitor.failure is not None:
+        raise monitor.failure
     if plan is None:
-        raise ArtifactError(f"TensorRT {trt.__version__} built no engine from the ONNX file; its messages are on stderr")
-    return bytes(plan)
+        raise ArtifactError(f"TensorRT {trt.__version__} built no engine from the ONNX file: {messages.reasons()}")
+    if cache is not None:
+        findings.append(cache.update(_merger(config)))
+    return BuiltPlan(
+        plan=bytes(plan),
+        timing_cache_sha256=sha256_bytes(content) if content else "",
+        findings=tuple(filter(None, findings)),
+    )
 
 
 def inspect_engine(trt: Any, engine: Any) -> str:
@@ -53,34 +101,17 @@ def inspect_engine(trt: Any, engine: Any) -> str:
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
-def _optional_flag(enumeration: Any, name: str) -> Any | None:
-    """A flag that not every version has."""
-    return getattr(enumeration, name, None)
-
-
-def _is_strongly_typed(trt: Any) -> bool:
-    return _optional_flag(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") is not None
-
-
-def _creation_flags(trt: Any) -> int:
-    """Strongly typed where the version can (10, 11), and an explicit batch where it must be asked for (8.6)."""
-    wanted = "STRONGLY_TYPED" if _is_strongly_typed(trt) else "EXPLICIT_BATCH"
-    flag = _optional_flag(trt.NetworkDefinitionCreationFlag, wanted)
-    return 0 if flag is None else 1 << int(flag)
-
-
-def _precision_flags(trt: Any, precision: str) -> tuple[Any, ...]:
-    names = _PRECISION_FLAGS.get(precision)
-    flags = [_optional_flag(trt.BuilderFlag, name) for name in names or ()]
-    if names is None or None in flags:
-        raise MachineError(
-            f"TensorRT {trt.__version__} cannot build a file of precision {precision}; "
-            f"bake it as one of: {', '.join(_PRECISION_FLAGS)}, or use TensorRT 10 or later"
-        )
-    return tuple(flags)
+def _parse(trt: Any, network: Any, logger: Any, source: Source) -> Any:
+    trt.init_libnvinfer_plugins(logger, "")  # TensorRT 8.6 has some operators as plugins only
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse(source.content):
+        reasons = "; ".join(parser_reason(parser.get_error(index)) for index in range(parser.num_errors))
+        raise ArtifactError(f"TensorRT {trt.__version__} does not accept the ONNX file: {reasons or 'no reason given'}")
+    return parser
 
 
 def _mark_exposed(network: Any, exposed: tuple[str, ...]) -> None:
+    """Polygraphy's mark_outputs would take the model's own outputs away."""
     wanted = set(exposed)
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -93,13 +124,24 @@ def _mark_exposed(network: Any, exposed: tuple[str, ...]) -> None:
         raise UsageError(f"TensorRT's parser removed the tensors to expose: {', '.join(sorted(wanted))}; expose others")
 
 
-def _add_shape_profile(builder: Any, config: Any, source: Source, batch: int) -> None:
-    """A dynamic batch gets the range 1 to `batch`, tuned for `batch`; a fixed one needs no shape profile."""
-    count, *image = source.input_shape
-    if None in image:
-        raise UsageError(f"input {source.input_name} has shape {source.input_shape}; only the batch may be dynamic")
-    if count is not None:
-        return
-    shape_profile = builder.create_optimization_profile()
-    shape_profile.set_shape(source.input_name, (1, *image), (batch, *image), (batch, *image))
-    config.add_optimization_profile(shape_profile)
+def _load_times(config: Any, content: bytes, cache: TimingCache, messages: BuilderMessages) -> str:
+    """Give the builder the times it may start from; a sentence if TensorRT refuses them."""
+    told_before = len(messages.warnings)
+    timing_cache = config.create_timing_cache(content)
+    accepted = timing_cache is not None and config.set_timing_cache(timing_cache, ignore_mismatch=False)
+    refusals = [line for line in messages.warnings[told_before:] if _NO_CACHE in line.lower()]
+    if not content or (accepted and not refusals):
+        return ""
+    return cache.set_aside(f"is not accepted by TensorRT ({refusals[0] if refusals else 'no reason given'})")
+
+
+def _merger(config: Any) -> Callable[[bytes], bytes]:
+    """Joins the builder's times with those that are in the file by now."""
+
+    def merge(content: bytes) -> bytes:
+        timing_cache = config.get_timing_cache()
+        if content:
+            timing_cache.combine(config.create_timing_cache(content), ignore_mismatch=False)
+        return bytes(timing_cache.serialize())
+
+    return merge

@@ -1,10 +1,13 @@
 """Stand-ins for TensorRT and the CUDA runtime, with just what the backend uses: networks that add one to their input."""
 
 import ctypes
+import importlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts
 from masksparse_deploy.engine.driver import DriverAnswer
@@ -106,6 +109,88 @@ class FakeEngine:
         return SimpleNamespace(get_engine_information=lambda layout: INSPECTED)
 
 
+class FakeNetwork:
+    """A parsed network: one input, and a layer for each of LAYER_OUTPUTS."""
+
+    num_inputs = 1
+
+    def __init__(self, shape: tuple[int, ...], log: list[Any]) -> None:
+        self._input = SimpleNamespace(name="images", shape=shape, dtype="float", is_shape_tensor=False)
+        tensors = [SimpleNamespace(name=name) for name in LAYER_OUTPUTS]
+        self._layers = [
+            SimpleNamespace(num_outputs=1, precision_is_set=False, type="conv", get_output=lambda index, tensor=tensor: tensor)
+            for tensor in tensors
+        ]
+        self._log = log
+        self.num_layers = len(self._layers)
+
+    def get_input(self, index: int) -> Any:
+        return self._input
+
+    def get_layer(self, index: int) -> Any:
+        return self._layers[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._layers)
+
+    def mark_output(self, tensor: Any) -> None:
+        self._log.append(("output", tensor.name))
+
+
+class FakeTimingCache:
+    """Kernel times as one line a kernel."""
+
+    def __init__(self, content: bytes) -> None:
+        self.lines = set(content.splitlines())
+
+    def combine(self, other: "FakeTimingCache", ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        self.lines |= other.lines
+        return True
+
+    def serialize(self) -> bytes:
+        return b"\n".join(sorted(self.lines))
+
+
+class FakeConfig:
+    """A builder configuration that writes down what it is told; members that its version lacks cannot be set."""
+
+    def __init__(self, trt: "FakeTensorRT") -> None:
+        self.__dict__["trt"] = trt
+        self.__dict__["cache"] = FakeTimingCache(b"")
+
+    def __getattr__(self, name: str) -> Any:
+        names = {
+            "set_flag": "set",
+            "clear_flag": "clear",
+            "set_memory_pool_limit": "pool",
+            "add_optimization_profile": "profile",
+        }
+        names["set_tactic_sources"] = "sources"
+        if name not in names:
+            raise AttributeError(name)
+        return lambda *arguments: self.trt.log.append((names[name], *arguments))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.trt.lacks:
+            raise AttributeError(name)
+        self.trt.log.append((name, value))
+        self.__dict__[name] = value
+
+    def create_timing_cache(self, content: bytes) -> FakeTimingCache:
+        if content == self.trt.refused_times:
+            self.trt.logger.log("warning", "Failed to deserialize timing cache. Returning an empty timing cache.")
+            content = b""
+        return FakeTimingCache(content)
+
+    def set_timing_cache(self, cache: FakeTimingCache, ignore_mismatch: bool) -> bool:
+        self.__dict__["cache"] = cache
+        return True
+
+    def get_timing_cache(self) -> FakeTimingCache:
+        return self.cache  # type: ignore[no-any-return]
+
+
 class FakeTensorRT:
     """The module of one version; records what is asked of it in `log`."""
 
@@ -114,45 +199,64 @@ class FakeTensorRT:
     LayerInformationFormat = SimpleNamespace(JSON="json")
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
     ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
+    LayerType = SimpleNamespace(QUANTIZE="quantize", DEQUANTIZE="dequantize", SHAPE="shape")
 
     def __init__(self, version: str = "10.16.1") -> None:
         self.__version__ = version
         major = int(version.partition(".")[0])
         creation = {8: {"EXPLICIT_BATCH": 0}, 10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 11: {"STRONGLY_TYPED": 0}}
         precision = {} if major == 11 else {"FP16": "fp16", "INT8": "int8"}
+        levels = {"NONE": "none", "AMPERE_PLUS": "ampere"} | ({} if major == 8 else {"SAME_COMPUTE_CAPABILITY": "same"})
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**creation[major])
-        self.BuilderFlag = SimpleNamespace(SPARSE_WEIGHTS="sparse", TF32="tf32", **precision)
+        self.BuilderFlag = SimpleNamespace(
+            SPARSE_WEIGHTS="sparse", TF32="tf32", REFIT="refit", VERSION_COMPATIBLE="compatible", **precision
+        )
+        self.HardwareCompatibilityLevel = SimpleNamespace(**levels)
+        self.TacticSource = SimpleNamespace(EDGE_MASK_CONVOLUTIONS=3, JIT_CONVOLUTIONS=4)
+        self.ILogger = type(
+            "ILogger", (), {"Severity": SimpleNamespace(ERROR="error", INTERNAL_ERROR="bug", WARNING="warning")}
+        )
         self.log: list[Any] = []
+        self.lacks: set[str] = set()
+        self.logger: Any = None
         self.parses = True
         self.plan: bytes | None = b"plan"
         self.engine: FakeEngine | None = FakeEngine()
-        self.Logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, severity: None})
+        self.told: tuple[tuple[str, str], ...] = ()
+        self.times = b""
+        self.refused_times: bytes | None = None
+        self.host_code_allowed = False
+        if major > 8:
+            self.IProgressMonitor = type("IProgressMonitor", (), {})
+
+    def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
+        return True
 
     def Builder(self, logger: Any) -> Any:  # noqa: N802
-        def create_network(flags: int) -> Any:
-            self.log.append(("network", flags))
-            tensors = [SimpleNamespace(name=name) for name in LAYER_OUTPUTS]
-            layers = [SimpleNamespace(num_outputs=1, get_output=lambda index, tensor=tensor: tensor) for tensor in tensors]
-            return SimpleNamespace(
-                num_layers=len(layers),
-                get_layer=lambda index: layers[index],
-                mark_output=lambda tensor: self.log.append(("output", tensor.name)),
-            )
+        self.logger = logger
 
-        def record(what: str) -> Any:
-            return lambda *arguments: self.log.append((what, *arguments))
+        def create_network(flags: int) -> FakeNetwork:
+            self.log.append(("network", flags))
+            return FakeNetwork((-1, 3, 8, 8), self.log)
 
         return SimpleNamespace(
             create_network=create_network,
-            create_builder_config=lambda: SimpleNamespace(
-                set_memory_pool_limit=record("pool"),
-                set_flag=record("set"),
-                clear_flag=record("clear"),
-                add_optimization_profile=record("profile"),
-            ),
-            create_optimization_profile=lambda: SimpleNamespace(set_shape=record("shape")),
-            build_serialized_network=lambda network, config: self.plan,
+            create_builder_config=lambda: FakeConfig(self),
+            create_optimization_profile=lambda: SimpleNamespace(set_shape=lambda *shapes: self.log.append(("shape", *shapes))),
+            build_serialized_network=self._build,
         )
+
+    def _build(self, network: FakeNetwork, config: FakeConfig) -> bytes | None:
+        for severity, line in self.told:
+            self.logger.log(severity, line)
+        monitor = config.__dict__.get("progress_monitor")
+        if monitor is not None:
+            monitor.phase_start("Timing kernels", None, 3)
+            if not all(monitor.step_complete("Timing kernels", step) for step in range(2)):
+                return None
+            monitor.phase_finish("Timing kernels")
+        config.cache.lines |= set(self.times.splitlines())
+        return self.plan
 
     def OnnxParser(self, network: Any, logger: Any) -> Any:  # noqa: N802
         return SimpleNamespace(
@@ -162,4 +266,19 @@ class FakeTensorRT:
         )
 
     def Runtime(self, logger: Any) -> Any:  # noqa: N802
-        return SimpleNamespace(deserialize_cuda_engine=lambda plan: self.engine)
+        runtime = SimpleNamespace(engine_host_code_allowed=False)
+
+        def deserialize(plan: bytes) -> FakeEngine | None:
+            self.host_code_allowed = runtime.engine_host_code_allowed
+            return self.engine
+
+        runtime.deserialize_cuda_engine = deserialize
+        return runtime
+
+
+def install(monkeypatch: pytest.MonkeyPatch, trt: Any) -> None:
+    """Have Polygraphy work with `trt` instead of the installed TensorRT."""
+    config = importlib.import_module("polygraphy.backend.trt.config")
+    util = importlib.import_module("polygraphy.backend.trt.util")
+    for module in (config, util):
+        monkeypatch.setattr(module, "trt", trt)

@@ -9,10 +9,9 @@ import pytest
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageError
 from masksparse_deploy.engine import tensorrt_backend
-from masksparse_deploy.engine.source import read_source
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
-from masksparse_deploy.engine.tensorrt_build import build_plan
-from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeEngine, FakeTensorRT
+from masksparse_deploy.engine.tensorrt_versions import recorded_options
+from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeEngine, FakeTensorRT, install
 
 OPTIONS = EngineOptions(backend="tensorrt", batch=4, workspace_mib=64)
 
@@ -33,6 +32,7 @@ def backend(monkeypatch: pytest.MonkeyPatch, trt: FakeTensorRT, cudart: FakeCuda
     monkeypatch.setattr(tensorrt_backend, "require", lambda name, needed_for: modules[name])
     monkeypatch.setattr(tensorrt_backend, "is_installed", lambda name: True)
     monkeypatch.setattr(tensorrt_backend, "installed_versions", lambda *names: {"tensorrt": trt.__version__})
+    install(monkeypatch, trt)
     return TensorRTBackend(ask_driver=lambda: GPU)
 
 
@@ -49,63 +49,14 @@ def half(path: Path, folder: Path) -> Path:
     return folder / "half.onnx"
 
 
-@pytest.mark.parametrize(("version", "flags"), [("8.6.0", 1), ("10.16.1", 2), ("11.4.0", 1)])
-def test_the_network_is_strongly_typed_where_it_can_be(dense_onnx: Path, version: str, flags: int) -> None:
-    trt = FakeTensorRT(version)
-    assert build_plan(trt, None, read_source(dense_onnx), OPTIONS) == b"plan"
-    assert ("network", flags) in trt.log
-    assert ("set", "sparse") in trt.log
-    assert ("clear", "tf32") in trt.log
-    assert ("pool", "workspace", 64 << 20) in trt.log
-    assert ("shape", "images", (1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8)) in trt.log
-    assert ("set", "fp16") not in trt.log
-
-
-@pytest.mark.parametrize(("version", "needs_flag"), [("8.6.0", True), ("10.16.1", False), ("11.4.0", False)])
-def test_a_half_precision_file_sets_the_flag_where_types_are_weak(
-    dense_onnx: Path, tmp_path: Path, version: str, needs_flag: bool
-) -> None:
-    trt = FakeTensorRT(version)
-    source = read_source(half(dense_onnx, tmp_path))
-    assert source.precision == "fp16"
-    build_plan(trt, None, source, OPTIONS)
-    assert (("set", "fp16") in trt.log) == needs_flag
-
-
-def test_a_precision_that_the_version_lacks(dense_onnx: Path) -> None:
-    trt = FakeTensorRT("8.6.0")
-    del trt.BuilderFlag.FP16
-    source = read_source(dense_onnx)
-    for precision in ("fp16", "bf16"):
-        object.__setattr__(source, "precision", precision)
-        with pytest.raises(MachineError, match=f"cannot build a file of precision {precision}"):
-            build_plan(trt, None, source, OPTIONS)
-
-
-def test_what_tensorrt_refuses_is_an_artifact_error(dense_onnx: Path, trt: FakeTensorRT) -> None:
-    trt.plan = None
-    with pytest.raises(ArtifactError, match="built no engine"):
-        build_plan(trt, None, read_source(dense_onnx), OPTIONS)
-    trt.parses = False
-    with pytest.raises(ArtifactError, match="no importer for Foo"):
-        build_plan(trt, None, read_source(dense_onnx), OPTIONS)
-
-
-def test_exposed_tensors_become_outputs(dense_onnx: Path, trt: FakeTensorRT) -> None:
-    build_plan(trt, None, read_source(dense_onnx, ("stem.out",)), OPTIONS)
-    assert ("output", "stem.out") in trt.log
-    source = read_source(dense_onnx, ("layer1.conv1.out",))
-    with pytest.raises(UsageError, match=r"parser removed .* layer1\.conv1\.out"):
-        build_plan(trt, None, source, OPTIONS)
-
-
 def test_build_writes_plan_inspector_and_metadata(dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend) -> None:
     artifact = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
     assert (tmp_path / "dense.plan").read_bytes() == b"plan"
     assert (tmp_path / "dense.inspector.json").read_text() == INSPECTED
     assert artifact.device == GPU.device
     assert artifact.sparse_kernels == "sparse tactics in 1 of 1 layers"
-    assert artifact.options == {"batch": 4, "workspace_mib": 64, "sparse_weights": True, "tf32": False}
+    assert artifact.options == recorded_options(OPTIONS)
+    assert (artifact.options["batch"], artifact.options["sparse_tactics"], artifact.options["tf32"]) == (4, True, False)
 
 
 @pytest.mark.parametrize("shape", [(-1, 3, 8, 8), (4, 3, 8, 8)], ids=["dynamic", "fixed"])

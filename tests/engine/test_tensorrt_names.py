@@ -3,10 +3,11 @@
 import ast
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from masksparse_deploy.core.config import EngineOptions
 from tests.requirements import REPOSITORY, SHARED_DATA
 
 ENGINE = REPOSITORY / "masksparse_deploy" / "engine"
@@ -29,7 +30,14 @@ CLASS_OF = {
     "context": "IExecutionContext",
     "layer": "ILayer",
     "tensor": "ITensor",
+    "severities": "ILogger",
+    "timing_cache": "ITimingCache",
+    "refitter": "Refitter",
+    "parser_error": "ParserError",
+    "parser_refitter": "OnnxParserRefitter",
 }
+# Classes that came later; what the code does without them is up to its author.
+LATER_CLASSES = {"OnnxParserRefitter"}
 CLASS_OF_RESULT = {"get_error": "ParserError"}
 
 needs_data = pytest.mark.skipif(not API.is_dir(), reason="the lists of TensorRT's members (../shared/data) are not here")
@@ -62,10 +70,22 @@ def touched(source: str) -> set[tuple[str, str]]:
     return {(owner, member) for owner, member in found if not member.startswith("__")}
 
 
-def optional_flags(source: str) -> set[str]:
-    """Names of flags that the code asks for without relying on them."""
-    calls = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
-    return {node.value for node in calls if node.value.isupper()}
+def optional_members(source: str) -> set[str]:
+    """Names that the code asks for without relying on them: given to `optional`, or flags in capitals."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.isupper():
+            found.add(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "optional":
+            found |= {argument.value for argument in node.args[1:] if isinstance(argument, ast.Constant)}
+    return found
+
+
+def names_module(source: str) -> bool:
+    """Whether the code has a variable for the module."""
+    return any(
+        isinstance(node, ast.Attribute) and last_name(node.value) in ("trt", "_trt") for node in ast.walk(ast.parse(source))
+    )
 
 
 def read_api(version: str) -> dict[str, Any]:
@@ -76,6 +96,8 @@ def read_api(version: str) -> dict[str, Any]:
 def exists(api: dict[str, Any], owner: str, member: str) -> bool:
     if owner == "":
         return member in api["names"] or member in api["classes"] or member in api["enums"]
+    if owner in LATER_CLASSES and owner not in api["classes"]:
+        return True
     return member in api["enums"].get(owner, ()) or member in api["classes"].get(owner, ())
 
 
@@ -95,8 +117,9 @@ def test_the_members_are_found() -> None:
     uses = set().union(*(touched(path.read_text(encoding="utf-8")) for path in FILES))
     for use in [
         ("", "Builder"),
-        ("BuilderFlag", "SPARSE_WEIGHTS"),
-        ("IBuilderConfig", "set_memory_pool_limit"),
+        ("MemoryPoolType", "WORKSPACE"),
+        ("IBuilderConfig", "set_timing_cache"),
+        ("ITimingCache", "serialize"),
         ("IExecutionContext", "execute_async_v3"),
         ("ICudaEngine", "create_engine_inspector"),
         ("ParserError", "desc"),
@@ -127,12 +150,37 @@ def test_what_one_version_lacks_is_caught() -> None:
 
 
 @needs_data
-def test_optional_flags_are_spelled_as_in_some_version() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_polygraphy_sets_for_us_exists(version: str) -> None:
+    api = read_api(version)
+    assert {"SPARSE_WEIGHTS", "TF32", "REFIT", "VERSION_COMPATIBLE"} <= set(api["enums"]["BuilderFlag"])
+    members = ("builder_optimization_level", "hardware_compatibility_level", "profiling_verbosity", "set_tactic_sources")
+    assert {*members, "set_memory_pool_limit", "add_optimization_profile"} <= set(api["classes"]["IBuilderConfig"])
+
+
+@needs_data
+def test_optional_members_are_spelled_as_in_some_version() -> None:
     known: set[str] = set()
     for version in VERSIONS:
-        enums = read_api(version)["enums"]
-        known |= set(enums["BuilderFlag"]) | set(enums["NetworkDefinitionCreationFlag"])
-    source = (ENGINE / "tensorrt_build.py").read_text(encoding="utf-8")
-    assert optional_flags(source) == {"STRONGLY_TYPED", "EXPLICIT_BATCH", "FP16", "INT8"}
-    assert optional_flags(source) <= known
-    assert not optional_flags("f('STRONGLY_TYPD')") <= known
+        api = read_api(version)
+        known |= {name for part in ("enums", "classes") for members in api[part].values() for name in members}
+        known |= set(api["enums"]) | set(api["classes"])
+    found = set().union(*(optional_members(path.read_text(encoding="utf-8")) for path in FILES))
+    assert {"STRONGLY_TYPED", "EXPLICIT_BATCH", "FP16", "IProgressMonitor", "HardwareCompatibilityLevel"} <= found <= known
+    assert not optional_members("optional(trt, 'IProgressMonitorr')") <= known
+
+
+@needs_data
+@pytest.mark.parametrize(("level", "since"), [("AMPERE_PLUS", 0), ("SAME_COMPUTE_CAPABILITY", 1)])
+def test_levels_of_compatibility_are_those_of_the_options(level: str, since: int) -> None:
+    options = get_args(EngineOptions.model_fields["hardware_compatibility"].annotation)
+    assert level in {option.replace("-", "_").upper() for option in options}
+    known = [level in read_api(version)["enums"]["HardwareCompatibilityLevel"] for version in VERSIONS]
+    assert known == [index >= since for index in range(len(VERSIONS))]
+
+
+def test_no_other_file_touches_tensorrt() -> None:
+    # the parser of the pre-flight is that of tensorrt_rtx, in one version
+    others = {path for path in ENGINE.rglob("*.py") if not path.stem.startswith("preflight")} - set(FILES)
+    assert {path.stem for path in others if names_module(path.read_text(encoding="utf-8"))} == set()
+    assert names_module("def f(trt): return trt.Builder")
