@@ -6,6 +6,8 @@ __all__ = [
     "FLOAT_OUTPUT_REASON",
     "FLOAT_REASON",
     "GROUP_AXIS",
+    "HELD_CHANNELS",
+    "HELD_TENSOR",
     "MASK_SET_SHA256",
     "MASK_SHA256",
     "METHOD",
@@ -57,3 +59,8 @@ FLOAT_OUTPUT_REASON = PREFIX + "float_output_reason"
 # metadata_props of the Where that masks positions of a layer: the mask's digest, and whose it is
 POSITIONS = PREFIX + "positions"
 POSITIONS_LAYER = PREFIX + "positions_layer"
+
+# metadata_props of an operator of a rewritten file that computes only some channels: of which tensor of the sparse file, and
+# which, in their order, with spaces between them
+HELD_TENSOR = PREFIX + "held_tensor"
+HELD_CHANNELS = PREFIX + "held_channels"

@@ -1,15 +1,13 @@
 """Which form every layer takes: first by timing layers, then by timing whole networks in which layers of one kind change."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-import onnx
+from dataclasses import dataclass, field
 
 from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.profiling.known_times import Times
-from masksparse_deploy.rewrite.forms import DENSE, Form, rewritten
-from masksparse_deploy.rewrite.measure import Stopwatch
+from masksparse_deploy.rewrite.forms import DENSE, Form
+from masksparse_deploy.rewrite.networks import SPARSE, Network, Networks
 from masksparse_deploy.rewrite.sites import Site
 
 __all__ = ["Choice", "TimedLayer", "choose_forms"]
@@ -17,7 +15,7 @@ __all__ = ["Choice", "TimedLayer", "choose_forms"]
 # Within this factor of the dense time, what a layer takes alone does not tell what it does to a network: there its weights
 # have left the caches since the last inference, and its neighbours may keep or lose the layout that they share.
 _UNCERTAIN = 1.35
-# The decision whether a file is written at all gets so many times the rounds of the others.
+# The decisions between the last networks, and whether a file is written at all, get so many times the rounds of the others.
 _FINAL_ROUNDS = 3
 
 
@@ -59,92 +57,73 @@ class Choice:
     """What was chosen.
 
     Attributes:
-        forms: by node name; layers that stay dense are not in it.
+        network: the forms by node name, and whether output channels that nobody reads are left out.
         reasons: by node name, for every timed layer, in words.
         speedup: the sparse file's time over the rewritten one's, as whole networks; None where nothing was rewritten.
         interval: of it.
         remarks: what else there is to say.
     """
 
-    forms: Mapping[str, Form]
-    reasons: Mapping[str, str]
+    network: Network = SPARSE
+    reasons: Mapping[str, str] = field(default_factory=dict)
     speedup: float | None = None
     interval: Interval | None = None
     remarks: tuple[str, ...] = ()
 
 
 def choose_forms(
-    source: onnx.ModelProto, layers: Sequence[TimedLayer], stopwatch: Stopwatch, progress: Progress, *, smallest_gain: float
+    layers: Sequence[TimedLayer], networks: Networks, rounds: int, progress: Progress, *, smallest_gain: float
 ) -> Choice:
     """Choose forms by the times of the layers, and revise that by the times of whole networks.
 
     Some networks are compared with the sparse one first: with the layers rewritten that gain alone, with all, and with all in
     the same form of rows, which a layer alone pays for at both ends and a network does not. From the fastest one on, the
     layers of each kind whose own times do not decide are changed together, to one form after the other, and a change stays if
-    the network is faster by it (its interval is above 1).
+    the network is faster by it (its interval is above 1). What that ends in is timed against the networks with all layers
+    rewritten once more, each with and without the output channels that nobody reads, and the fastest of all against the
+    sparse one.
 
     Args:
-        source: the sparse file.
         layers: those with more than one form.
-        stopwatch: times networks.
+        networks: times variants of the sparse file.
+        rounds: how often each is timed.
         progress: told after each comparison.
         smallest_gain: the share by which a layer's own time must fall, for a start.
     """
-    search = _Search(source, stopwatch)
-    gaining = {layer.site.name: _form(layer) for layer in layers if _gains(layer, smallest_gain)}
-    everything = {layer.site.name: _form(layer) for layer in layers}
+    gaining = Network(forms={layer.site.name: _form(layer) for layer in layers if _gains(layer, smallest_gain)})
+    everything = Network(forms={layer.site.name: _form(layer) for layer in layers})
     kinds = [[other for other in layers if other.kind == kind] for kind in dict.fromkeys(layer.kind for layer in layers)]
     trials = [(members, form) for members in kinds for form in members[0].contenders if len(members[0].contenders) > 1]
-    total = len(trials) + 2
+    total = len(trials) + 3
     progress("timing networks", 0, total)
-    current = search.fastest([{}, gaining, everything, *_all_in_rows(layers)])
+    current = networks.fastest([SPARSE, gaining, everything, *_all_in_rows(layers)])
     progress("timing networks", 1, total)
     for index, (members, form) in enumerate(trials, start=2):
-        changed = {**current, **{layer.site.name: form for layer in members}}
-        changed = {name: chosen for name, chosen in changed.items() if chosen != DENSE}
-        if changed != current and search.is_faster(changed, current):
-            current = changed
+        changed = {**current.forms, **{layer.site.name: form for layer in members}}
+        other = Network(forms={name: chosen for name, chosen in changed.items() if chosen != DENSE})
+        if other != current and networks.is_faster(other, current):
+            current = other
         progress("timing networks", index, total)
-    times = search.compare({}, current, rounds=_FINAL_ROUNDS * stopwatch.options.rounds) if current else None
+    # trials in few rounds, one after the other, may have led astray
+    expected = Network(forms={layer.site.name: layer.forms[-1] for layer in layers})
+    finalists = networks.with_fewer_outputs([current, everything, expected])
+    current = networks.fastest(finalists, _FINAL_ROUNDS * rounds)
+    progress("timing networks", total - 1, total)
+    times = networks.compare(SPARSE, current, rounds=_FINAL_ROUNDS * rounds) if current != SPARSE else None
     progress("timing networks", total, total)
     remarks = () if times is None or times.intervals[1].low > 1 else (_not_faster(times),)
     if times is None or remarks:
-        current = {}
-    reasons = {layer.site.name: _reason(layer, current.get(layer.site.name), smallest_gain) for layer in layers}
+        current = SPARSE
+    reasons = {layer.site.name: _reason(layer, current.forms.get(layer.site.name), smallest_gain) for layer in layers}
     if times is None or remarks:
-        return Choice(forms={}, reasons=reasons, remarks=remarks)
-    return Choice(forms=current, reasons=reasons, speedup=times.speedups[1], interval=times.intervals[1])
+        return Choice(reasons=reasons, remarks=remarks)
+    return Choice(network=current, reasons=reasons, speedup=times.speedups[1], interval=times.intervals[1])
 
 
-class _Search:
-    """Whole networks, compared in time."""
-
-    def __init__(self, source: onnx.ModelProto, stopwatch: Stopwatch) -> None:
-        self._source = source
-        self._stopwatch = stopwatch
-
-    def compare(self, *choices: Mapping[str, Form], rounds: int | None = None) -> Times:
-        """Times of the networks with these forms, compared with the first."""
-        models = {str(index): rewritten(self._source, choice) for index, choice in enumerate(choices)}
-        return self._stopwatch.compare(models, rounds=rounds)[0]
-
-    def fastest(self, choices: Sequence[Mapping[str, Form]]) -> Mapping[str, Form]:
-        """Of several choices the fastest; each is timed once, even where two are the same."""
-        distinct = [choice for index, choice in enumerate(choices) if choice not in choices[:index]]
-        if len(distinct) == 1:
-            return distinct[0]
-        speedups = self.compare(*distinct).speedups
-        return distinct[max(range(len(distinct)), key=speedups.__getitem__)]
-
-    def is_faster(self, changed: Mapping[str, Form], current: Mapping[str, Form]) -> bool:
-        """Whether a network is faster than another, clear of noise."""
-        return self.compare(current, changed).intervals[1].low > 1
-
-
-def _all_in_rows(layers: Sequence[TimedLayer]) -> list[Mapping[str, Form]]:
+def _all_in_rows(layers: Sequence[TimedLayer]) -> list[Network]:
     """Networks with every layer that has masked positions in rows, one for each form of these."""
     forms = dict.fromkeys(form for layer in layers for form in layer.forms if form.name == "rows")
-    return [{layer.site.name: form for layer in layers if form in layer.forms} for form in forms]
+    return [Network(forms={layer.site.name: form for layer in layers if form in layer.forms}) for form in forms]
 
 
 def _form(layer: TimedLayer) -> Form:

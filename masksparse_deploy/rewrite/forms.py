@@ -11,6 +11,7 @@ import onnx_ir as ir
 from masksparse_deploy.core.artifacts.rewriting import LayerForm
 from masksparse_deploy.rewrite.blocks.gather import gather_blocks, joined_size
 from masksparse_deploy.rewrite.blocks.layout import GroupLayout, group_layout
+from masksparse_deploy.rewrite.blocks.unread import leave_out_unread
 from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
 from masksparse_deploy.rewrite.rows.transform import transform
 from masksparse_deploy.rewrite.sites import Site
@@ -120,8 +121,14 @@ def _in_parts(form: Form, count: int) -> Form:
     return replace(form, variant=words, transform=partial(form.transform, part_count=count))
 
 
-def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form]) -> onnx.ModelProto:
-    """The model with its layers in the chosen forms, by node name; layers that are not named stay."""
+def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form], *, unread_block: int | None = None) -> onnx.ModelProto:
+    """The model with its layers in the chosen forms.
+
+    Args:
+        source: the sparse file.
+        choice: by node name; layers that are not named stay.
+        unread_block: leave output channels out that nobody reads, so that groups compute a multiple of it; None: compute all.
+    """
     model = ir.from_proto(source)
     layers: dict[Form, list[str]] = {}
     for name, form in choice.items():
@@ -132,6 +139,8 @@ def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form]) -> onnx.Model
     rows = {name: form.costs for name, form in choice.items() if form.costs is not None}
     if rows:
         transform(model, rows)
+    if unread_block is not None:
+        leave_out_unread(model, {name for node in source.graph.node for name in node.output}, unread_block)
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         if len(tensor.metadata_props) > 1:  # serializing repeats the properties of a tensor that was read; the last holds

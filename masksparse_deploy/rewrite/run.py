@@ -1,13 +1,13 @@
 """The rewrite stage: a sparse file in a form that the runtime of this machine runs faster, and the report of it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 
-from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport, TimedForm
+from masksparse_deploy.core.artifacts.rewriting import FewerOutputs, LayerRewrite, RewriteReport, TimedForm
 from masksparse_deploy.core.channel_block import channel_block
 from masksparse_deploy.core.config import EngineOptions, RewriteOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
@@ -23,6 +23,8 @@ from masksparse_deploy.rewrite.choose import Choice, TimedLayer, choose_forms
 from masksparse_deploy.rewrite.forms import DENSE, forms_of, gathered_positions, rewritten
 from masksparse_deploy.rewrite.measure import Stopwatch
 from masksparse_deploy.rewrite.model_file import load_model, rewritten_bytes
+from masksparse_deploy.rewrite.networks import SPARSE, Network, Networks
+from masksparse_deploy.rewrite.outputs import fewer_outputs
 from masksparse_deploy.rewrite.sites import Site, find_sites
 from masksparse_deploy.rewrite.surroundings import LAYER, input_size, surrounded
 from masksparse_deploy.rewrite.verify import differences
@@ -106,15 +108,16 @@ class _Run:
 
     def write(self, out: Path) -> RewriteReport:
         """Choose, write and check the file, and write the report."""
-        source, choice = None, Choice(forms={}, reasons={})
+        source, choice = None, Choice()
         if not self._sites:
             self._remarks.append(_NOTHING)
         elif self._options.mode != "never":
             source = load_model(self._path)
             choice = self._always(source) if self._options.mode == "always" else self._measured(source)
-        path, digest = make_folder(out) / REWRITTEN_NAME, None
-        if source is not None and choice.forms:
-            content = rewritten_bytes(rewritten(source, choice.forms), self._path)
+        path, written = make_folder(out) / REWRITTEN_NAME, None
+        if source is not None and choice.network != SPARSE:
+            block = self._block if choice.network.without_unread else None
+            content = rewritten_bytes(rewritten(source, choice.network.forms, unread_block=block), self._path)
             written = parse_graph(content, name=str(path))
             wrong = differences(self._graph, written)
             if wrong:
@@ -123,10 +126,9 @@ class _Run:
                     "written: this is a bug, please report it; rewrite.mode never leaves the stage out"
                 )
             write_atomic(path, content)
-            digest = written.sha256
         else:
             path.unlink(missing_ok=True)
-        report = self._report(choice, digest)
+        report = self._report(choice, written)
         report.write(out / REPORT_NAME)
         return report
 
@@ -136,9 +138,10 @@ class _Run:
             self._time(site)
         self._progress("timing layers", len(self._sites), len(self._sites))
         if not self._timed:
-            return Choice(forms={}, reasons={})
-        layers = list(self._timed.values())
-        choice = choose_forms(source, layers, self._stopwatch, self._progress, smallest_gain=self._options.smallest_gain)
+            return Choice()
+        layers, networks = list(self._timed.values()), Networks(source, self._stopwatch, self._block)
+        smallest_gain, rounds = self._options.smallest_gain, self._options.rounds
+        choice = choose_forms(layers, networks, rounds, self._progress, smallest_gain=smallest_gain)
         self._remarks += choice.remarks
         return choice
 
@@ -163,50 +166,57 @@ class _Run:
         """Every layer that can be, in the form to expect most of; timed as a whole where the file's sizes are fixed."""
         forms = {site.name: found[-1] for site in self._sites if (found := forms_of(site, self._block))}
         if not forms:
-            return Choice(forms={}, reasons={})
+            return Choice()
+        network = Network(forms=forms, without_unread=True)
         reasons = dict.fromkeys(forms, "rewritten without timing, as configured")
         if not self._has_fixed_size():
             self._remarks.append("the network was not timed, as the file does not fix the height and width of its input")
-            return Choice(forms=forms, reasons=reasons)
-        models = {"sparse": source, "rewritten": rewritten(source, forms)}
+            return Choice(network=network, reasons=reasons)
+        models = {"sparse": source, "rewritten": rewritten(source, forms, unread_block=self._block)}
         times, _ = self._stopwatch.compare(models, self._progress)
         if times.speedups[1] < 1:
             self._remarks.append(f"the rewritten network is slower than the sparse one: {times.speedups[1]:.2f}x")
-        return Choice(forms=forms, reasons=reasons, speedup=times.speedups[1], interval=times.intervals[1])
+        return Choice(network=network, reasons=reasons, speedup=times.speedups[1], interval=times.intervals[1])
 
     def _has_fixed_size(self) -> bool:
         """Whether the network can be timed: the channels, height and width of its input are known."""
         return all(None not in shape[1:] for shape in self._graph.inputs.values())
 
-    def _report(self, choice: Choice, digest: str | None) -> RewriteReport:
+    def _report(self, choice: Choice, written: Graph | None) -> RewriteReport:
+        fewer = () if written is None else fewer_outputs(self._graph, written)
         status, engine_options = self._stopwatch.status, self._stopwatch.engine_options
         return RewriteReport(
             sparse_sha256=self._graph.sha256,
-            rewritten_sha256=digest,
+            rewritten_sha256=None if written is None else written.sha256,
             backend=self._stopwatch.backend.name,
             device=status.device.name if status.device is not None else "unknown",
             versions=status.versions,
             batch=engine_options.batch,
             threads=engine_options.threads,
             channel_block=self._block,
-            layers=tuple(self._layer(site, choice) for site in self._sites),
+            layers=tuple(self._layer(site, choice, {found.node: found for found in fewer}) for site in self._sites),
+            fewer_outputs=fewer,
             speedup=choice.speedup,
             interval=choice.interval,
             remarks=tuple(self._remarks),
         )
 
-    def _layer(self, site: Site, choice: Choice) -> LayerRewrite:
-        form = choice.forms.get(site.name, DENSE)
+    def _layer(self, site: Site, choice: Choice, fewer: Mapping[str, FewerOutputs]) -> LayerRewrite:
+        form = choice.network.forms.get(site.name, DENSE)
         timed = self._timed.get(site.name)
         index = timed.forms.index(form) if timed is not None else 0
         reason = self._obstacles.get(site.name) or choice.reasons.get(site.name) or "not rewritten, as configured"
+        found = fewer.get(site.name)
+        share = 1.0 if found is None else found.computed_channels / found.output_channels
+        if found is not None:
+            reason += f"; {found.output_channels - found.computed_channels} output channels are left out that nobody reads"
         return LayerRewrite(
             node=site.name,
             pattern=site.pattern,
             form=form.name,
             reason=reason,
             density=site.density,
-            computed_density=form.computed_density,
+            computed_density=form.computed_density * share,
             ideal=1 / site.density if site.density else 1.0,
             times=tuple(_timed_forms(timed)) if timed is not None else (),
             speedup=timed.times.speedups[index] if timed is not None else None,

@@ -43,8 +43,9 @@ class Trace:
         held: name of a tensor of the rewritten file -> what it holds.
         producers: name of a tensor of the sparse file -> the operator that computes it.
         findings: differences, in words.
-        helpers: operators of the rewritten file that select what others read, and parts of layers: tensor -> whether anything
-            reads it.
+        helpers: operators of the rewritten file whose results the sparse file does not have: tensor -> whether anything reads
+            it.
+        partial: tensors of the sparse file of which the rewritten one holds only some channels.
         parts: convolutions of the rewritten file of which a layer is made, by the tensor that each computes: what it reads,
             and the convolution.
     """
@@ -56,6 +57,7 @@ class Trace:
         self.producers: Mapping[str, Node] = {name: node for node in sparse.nodes for name in node.outputs if name}
         self.findings: list[str] = []
         self.helpers: dict[str, bool] = {}
+        self.partial: set[str] = set()
         self.parts: dict[str, tuple[Held, WeightedLayer]] = {}
 
     @cached_property

@@ -1,8 +1,8 @@
 """Is a rewritten file the sparse file's function? Read from the two files; shares no code with the rewriting.
 
 Every operator of the rewritten file must be an operator of the sparse file on the same constants, or one that selects what such
-an operator reads, or the other form of a layer: the weights of the dense layer are then put together again and must be the
-sparse file's, bit for bit.
+an operator reads, or the other form of a layer, maybe without output channels that nobody reads: the weights of the dense layer
+are then put together again and must be the sparse file's, bit for bit.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,13 +13,14 @@ import numpy.typing as npt
 from masksparse_deploy.graph.model import Body, Graph, Node
 from masksparse_deploy.rewrite.blocks.read_back import read_convolution, read_selection, read_subsampling
 from masksparse_deploy.rewrite.blocks.read_parts import read_parts
+from masksparse_deploy.rewrite.blocks.read_unread import read_channelwise, read_fewer_outputs
 from masksparse_deploy.rewrite.rows.verify import RowsReader
 from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
 
 __all__ = ["differences", "row_images"]
 
 # Each reads an operator of the rewritten file that is not simply the sparse file's, and returns whether it knows it.
-_READERS = (read_selection, read_subsampling, read_convolution, read_parts)
+_READERS = (read_selection, read_subsampling, read_convolution, read_fewer_outputs, read_parts, read_channelwise)
 
 
 def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
@@ -29,8 +30,10 @@ def differences(sparse: Graph, rewritten: Graph) -> tuple[str, ...]:
     Names of the sparse file's tensors mean the same in both files; annotations are not compared.
     """
     trace, rows = _followed(sparse, rewritten)
-    computed = {name for node in rewritten.nodes for name in node.outputs}
-    missing = [node for node in _read_nodes(sparse) if not (computed | rows.covered).issuperset(filter(None, node.outputs))]
+    computed = {name for node in rewritten.nodes for name in node.outputs} | rows.covered
+    # of what is read as a whole, some channels are not enough
+    computed |= trace.partial - {*sparse.outputs} - {name for body in sparse.bodies for name in _reads(body.graph)}
+    missing = [node for node in _read_nodes(sparse) if not computed.issuperset(filter(None, node.outputs))]
     trace.findings += [f"{_called(node)} of the sparse file is missing" for node in missing]
     trace.findings += [f"{name} is computed, but nothing reads it" for name, is_read in trace.helpers.items() if not is_read]
     trace.findings += _body_findings(sparse.bodies, rewritten.bodies)

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from masksparse_deploy.core.artifacts.document import Document, Interval, Record
 
-__all__ = ["LayerForm", "LayerRewrite", "RewriteReport", "TimedForm"]
+__all__ = ["FewerOutputs", "LayerForm", "LayerRewrite", "RewriteReport", "TimedForm"]
 
 LayerForm = Literal["dense", "gathered", "rows"]
 
@@ -27,7 +27,7 @@ class LayerRewrite(Record):
 
     "dense": as in the sparse file, zeros included. "gathered": a Gather of input channels and a grouped convolution over them.
     "rows": a Gather of rows, one for each output position, and a matrix product. `density` is the share of the dense layer's
-    multiply-accumulates that the pattern keeps, `computed_density` the share that the chosen form computes. `ideal` is
+    multiply-accumulates that the pattern keeps, `computed_density` the share that the rewritten file computes. `ideal` is
     1 / density, `speedup` of the chosen form over the dense one with its interval; None where nothing was timed.
     """
 
@@ -43,12 +43,24 @@ class LayerRewrite(Record):
     interval: Interval | None
 
 
+class FewerOutputs(Record):
+    """A convolution of which the rewritten file computes only `computed_channels` of its `output_channels`.
+
+    Nobody reads the others.
+    """
+
+    node: str
+    output_channels: int
+    computed_channels: int
+
+
 class RewriteReport(Document):
     """A sparse file brought into a form that stock runtimes run faster, for the machine it was timed on.
 
     `rewritten_sha256` is None where there was nothing to rewrite, or nothing got faster: engines are then built from the
     sparse file.
     `speedup` is the sparse file's time over the rewritten file's, as whole networks, None where that was not timed.
+    `fewer_outputs` are the convolutions without output channels that nobody reads, empty where the network is not faster so.
     `remarks` are what else a user should know.
     """
 
@@ -63,6 +75,7 @@ class RewriteReport(Document):
     threads: int
     channel_block: int
     layers: tuple[LayerRewrite, ...]
+    fewer_outputs: tuple[FewerOutputs, ...] = ()
     speedup: float | None
     interval: Interval | None
     remarks: tuple[str, ...]

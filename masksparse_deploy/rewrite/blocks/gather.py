@@ -16,7 +16,7 @@ from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.rewrite.blocks.layout import block_size_of, group_layout
 from masksparse_deploy.rewrite.blocks.parts import compute_in_parts
 from masksparse_deploy.rewrite.blocks.select import Selection
-from masksparse_deploy.rewrite.names import Names, add_constant
+from masksparse_deploy.rewrite.names import Names, add_constant, constant_of, forget_constant
 
 __all__ = ["gather_blocks"]
 
@@ -47,16 +47,15 @@ def gather_blocks(
         if node.name not in layers:
             continue
         stored = node.inputs[1]
-        assert stored is not None
-        tensor = ir.convenience.get_const_tensor(stored)
-        assert tensor is not None
+        tensor = constant_of(stored)
+        assert stored is not None and tensor is not None
         weight = tensor.numpy()
         layout = group_layout(weight, joined_size(block_size(node, weight), len(weight), smallest_group), multiple=multiple)
         for annotation in _OF_DENSE_WEIGHT:
             node.metadata_props.pop(annotation, None)
         constants = [value for value in node.inputs[1:] if value is not None]
         select = partial(selection.channels, node, selection.positions(node), weight.shape[1])
-        parts = min(part_count, layout.group_count) if _is_known(constants[-1]) else 1
+        parts = min(part_count, layout.group_count) if constant_of(constants[-1]) is not None else 1
         if parts > 1:
             compute_in_parts(names, node, layout, parts, select)
         else:
@@ -65,7 +64,7 @@ def gather_blocks(
             node.replace_input_with(1, grouped)
             node.attributes["group"] = ir.AttrInt64("group", layout.group_count)
         for value in constants:
-            _forget(model.graph, value)
+            forget_constant(model.graph, value)
 
 
 def block_size(node: ir.Node, weight: npt.NDArray[np.generic]) -> int:
@@ -81,18 +80,3 @@ def joined_size(n: int, out_channels: int, smallest: int) -> int:
     """The smallest multiple of N that divides the output channels and is at least `smallest`; N if there is none."""
     joined = (size for size in range(n, out_channels + 1, n) if out_channels % size == 0 and size >= smallest)
     return next(joined, n)
-
-
-def _is_known(value: ir.Value) -> bool:
-    return ir.convenience.get_const_tensor(value) is not None
-
-
-def _forget(graph: ir.Graph, value: ir.Value) -> None:
-    """Remove a constant that nobody reads any more."""
-    if value.uses() or value.is_graph_output() or value.is_graph_input():
-        return
-    producer = value.producer()
-    if producer is not None:
-        graph.remove(producer, safe=True)
-    elif value.name is not None:
-        graph.initializers.pop(value.name, None)

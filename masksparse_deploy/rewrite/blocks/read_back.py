@@ -13,6 +13,7 @@ __all__ = [
     "read_convolution",
     "read_selection",
     "read_subsampling",
+    "wrong_convolution",
     "wrong_setting",
     "wrong_weights",
 ]
@@ -63,7 +64,7 @@ def read_convolution(trace: Trace, node: Node) -> bool:
     dense, grouped = sparse_scope.layer(twin), rewritten_scope.layer(node)
     if source is None or dense is None or grouped is None:
         return False
-    wrong = _wrong(trace, source, dense, grouped)
+    wrong = wrong_convolution(trace, source, dense, grouped)
     if wrong:
         trace.findings.append(f"Conv {node.name}: {wrong}")
     return True
@@ -89,7 +90,7 @@ def _places(trace: Trace, node: Node, source: Held | None) -> npt.NDArray[np.int
     return None
 
 
-def _wrong(trace: Trace, source: Held, dense: WeightedLayer, grouped: WeightedLayer) -> str:
+def wrong_convolution(trace: Trace, source: Held, dense: WeightedLayer, grouped: WeightedLayer) -> str:
     """What makes the convolution another one than the sparse file's; empty if nothing does."""
     wrong = wrong_setting(source, dense, grouped)
     if wrong:
