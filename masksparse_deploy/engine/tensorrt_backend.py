@@ -125,8 +125,8 @@ class TensorRTBackend:
         with kept_messages(trt) as (logger, _):
             what = str(metadata_path.parent / artifact.plan)
             engine = load_engine(trt, logger, plan, what=what, trusted=artifact.options.get("version_compatible") is True)
-            batch = int(artifact.options["batch"])
-            with TensorRTSession(trt, cudart, engine, batch=batch, exposed=artifact.exposed) as session:
+            batches = {name: int(artifact.options.get(name, 1)) for name in ("batch", "smallest_batch")}
+            with TensorRTSession(trt, cudart, engine, exposed=artifact.exposed, **batches) as session:
                 yield session
 
     def _ready(self) -> tuple[Any, Any, DeviceFacts]:

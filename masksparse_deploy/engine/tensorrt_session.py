@@ -25,7 +25,9 @@ class TensorRTSession:
     A context manager: leaving it frees stream and memory. `cudart` is `cuda.bindings.runtime`.
     """
 
-    def __init__(self, trt: Any, cudart: Any, engine: Any, *, batch: int, exposed: tuple[str, ...]) -> None:
+    def __init__(
+        self, trt: Any, cudart: Any, engine: Any, *, batch: int, exposed: tuple[str, ...], smallest_batch: int = 1
+    ) -> None:
         self._trt = trt
         self._cuda = CudaRuntime(cudart)
         self._engine = engine
@@ -35,6 +37,7 @@ class TensorRTSession:
         self._output_names = (*(name for name in outputs if name not in exposed), *exposed)
         self._input_shape = tuple(length if length >= 0 else None for length in engine.get_tensor_shape(self._input_name))
         self._batch = self._input_shape[0] or batch
+        self._pad = self._input_shape[0] is not None or smallest_batch > 1
         self._buffers: dict[str, tuple[int, int]] = {}
         self._held = ExitStack()
         self._context: Any = None
@@ -63,9 +66,9 @@ class TensorRTSession:
         return self._output_names
 
     def run(self, images: Images) -> Mapping[str, npt.NDArray[Any]]:
-        """As in the protocol; a fixed batch is filled up with zeros."""
+        """As in the protocol; a last batch that the engine may find too small is filled up with zeros."""
         check_images(images, self._input_shape)
-        return run_in_batches(self._run_one, images, batch=self._batch, pad=self._input_shape[0] is not None)
+        return run_in_batches(self._run_one, images, batch=self._batch, pad=self._pad)
 
     def prepare(self, images: Images) -> Callable[[], None]:
         """As in the protocol; the input is copied to the device here, so that a timed inference has no transfers."""
