@@ -94,7 +94,7 @@ class _Writer:
         """The tensor behind Q/DQ in a quantized file, else itself."""
         return self._pair(x, _RANGE / _LARGEST_LEVEL) if self._quantized else x
 
-    def _pair(self, x: str, step: Array | np.float32, **axis: int) -> str:
+    def _pair(self, x: str, step: Array | np.float32, **axis: Any) -> str:
         scale = self._constant(f"{x}.scale", np.asarray(step), np.float32)
         zero = self._constant(f"{x}.zero", np.zeros(np.shape(step)), np.int8)
         for op, source, result in (("QuantizeLinear", x, f"{x}.q"), ("DequantizeLinear", f"{x}.q", f"{x}.dq")):

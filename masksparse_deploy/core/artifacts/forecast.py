@@ -11,8 +11,8 @@ __all__ = ["ConvolutionKind", "Forecast", "KindForecast"]
 class ConvolutionKind(Record):
     """What decides how long a convolution takes, besides the batch.
 
-    `kernel`, `strides` and `dilations` are (height, width), `pads` (top, left, bottom, right); `height` and `width` those of the
-    input. `precision` is that of the products: "fp16" or "int8".
+    `kernel`, `strides` and `dilations` are (height, width), `pads` (top, left, bottom, right); `height` and `width` are the
+    input's. `precision` is that of the products: "fp16" or "int8".
     """
 
     kernel: tuple[int, int]
