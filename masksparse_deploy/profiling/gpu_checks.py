@@ -29,8 +29,8 @@ def check_shared(state: GpuState) -> str | None:
     if not any(counts):
         return None
     return (
-        f"up to {max(counts)} other compute processes were on the GPU, seen in {sum(map(bool, counts))} of {len(counts)} readings: "
-        "stop them, or take another GPU (CUDA_VISIBLE_DEVICES), and run again"
+        f"up to {max(counts)} other compute processes were on the GPU, seen in {sum(map(bool, counts))} of {len(counts)} "
+        "readings: stop them, or take another GPU (CUDA_VISIBLE_DEVICES), and run again"
     )
 
 

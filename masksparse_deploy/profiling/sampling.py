@@ -11,10 +11,13 @@ from masksparse_deploy.core.config import ProfileOptions
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.core.progress import Progress, silent
 
-__all__ = ["Clock", "clock_step_ms", "sample_rounds"]
+__all__ = ["Clock", "Timer", "clock_step_ms", "sample_rounds", "sample_timers", "stopwatch"]
 
 # Seconds from an arbitrary start, as time.perf_counter.
 Clock = Callable[[], float]
+
+# Runs one inference to its end and returns its time in milliseconds.
+Timer = Callable[[], float]
 
 _LONGEST_PROBE = 200_000
 _STEPS_SEEN = 20
@@ -41,8 +44,30 @@ def clock_step_ms(clock: Clock) -> float:
     return _MS_PER_S * min(steps)
 
 
+def stopwatch(infer: Callable[[], None], clock: Clock) -> Timer:
+    """A timer of an inference that does not tell its time itself: the clock is read directly before and after."""
+
+    def timed() -> float:
+        start = clock()
+        infer()
+        return _MS_PER_S * (clock() - start)
+
+    return timed
+
+
 def sample_rounds(
     engines: Mapping[str, Callable[[], None]], options: ProfileOptions, *, clock: Clock, progress: Progress = silent
+) -> dict[str, npt.NDArray[np.float64]]:
+    """`sample_timers` of engines that are timed by one clock, in seconds."""
+    return sample_timers({name: stopwatch(infer, clock) for name, infer in engines.items()}, options, progress=progress)
+
+
+def sample_timers(
+    timers: Mapping[str, Timer],
+    options: ProfileOptions,
+    *,
+    between: Callable[[int], None] = lambda rounds_done: None,
+    progress: Progress = silent,
 ) -> dict[str, npt.NDArray[np.float64]]:
     """Time every engine `inferences_per_round` times in each round.
 
@@ -50,30 +75,29 @@ def sample_rounds(
     one engine leaves behind in the caches favours one of them. Before the first round each runs `warmup` times untimed.
 
     Args:
-        engines: name -> a function that runs one inference to its end.
+        timers: name -> a function that runs one inference to its end and tells its time.
         options: rounds, inferences a round, warm-up runs and the seed of the order.
-        clock: seconds; read directly before and after each inference.
+        between: called after each round with the number of rounds done, while nothing is timed.
         progress: told after each round.
 
     Returns:
         For each engine its times, float64 (rounds, inferences_per_round), milliseconds, in the order they were taken.
     """
     order = np.random.default_rng(options.seed)
-    names = list(engines)
+    names = list(timers)
     times = {name: np.zeros((options.rounds, options.inferences_per_round)) for name in names}
     for name in names:
         for _ in range(options.warmup):
-            engines[name]()
+            timers[name]()
     progress("profile", 0, options.rounds)
     with _collector_paused():
         for number in range(options.rounds):
             for index in order.permutation(len(names)):
                 name = names[index]
-                infer, row = engines[name], times[name][number]
+                timer, row = timers[name], times[name][number]
                 for position in range(options.inferences_per_round):
-                    start = clock()
-                    infer()
-                    row[position] = _MS_PER_S * (clock() - start)
+                    row[position] = timer()
+            between(number + 1)
             progress("profile", number + 1, options.rounds)
     return times
 

@@ -94,7 +94,10 @@ def test_other_processes(pids: list[int], count: int) -> None:
 
 
 def test_nvml_that_does_not_work(nvml: FakeNvml) -> None:
-    with pytest.raises(MachineError, match="does not know the GPU 0000:99:00.0: Not Found"), watch_gpu(lambda: "0000:99:00.0"):
+    with (
+        pytest.raises(MachineError, match=r"does not know the GPU 0000:99:00\.0: Not Found"),
+        watch_gpu(lambda: "0000:99:00.0"),
+    ):
         pass
     assert nvml.open_count == 0
     with pytest.raises(MachineError, match="which GPU is the first one"), watch_gpu(lambda: None):
