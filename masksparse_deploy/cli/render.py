@@ -14,7 +14,6 @@ from masksparse_deploy.core.artifacts.document import Interval
 from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
-from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import DeviationQuantile, ValidationReport
 from masksparse_deploy.core.blocks import BlockPattern
 
@@ -26,7 +25,6 @@ __all__ = [
     "engine_lines",
     "learn_lines",
     "lint_table",
-    "profile_lines",
     "selection_table",
     "stage_row",
     "validate_lines",
@@ -160,22 +158,9 @@ def _padding_line(layers: Sequence[PaddedLayer]) -> str:
 
 
 def engine_lines(artifact: EngineArtifact, choice: str) -> list[str]:
-    """The backend and why it was chosen, the device, and whether sparse kernels are in use."""
-    return [f"{escape(choice)}   ({escape(artifact.device.name)})", escape(artifact.sparse_kernels)]
-
-
-def profile_lines(report: ProfileReport) -> list[str]:
-    """Latencies, the speedup with its interval, and why the run is invalid where it is."""
-    dense, sparse, speedup = report.dense, report.sparse, report.speedup
-    lines = [
-        f"dense {dense.median_ms:.3f} ms   sparse {sparse.median_ms:.3f} ms   "
-        f"speedup {speedup.ratio:.2f}x {_interval(speedup.interval, 1.0, '.2f')}   batch {report.conditions.batch}",
-        f"p90 {dense.p90_ms:.3f} / {sparse.p90_ms:.3f} ms   p99 {dense.p99_ms:.3f} / {sparse.p99_ms:.3f} ms   "
-        f"{dense.throughput_per_s:,.0f} / {sparse.throughput_per_s:,.0f} samples/s",
-    ]
-    if speedup.interval.high < 1 and not report.invalid_because:
-        lines.append("[yellow]slower than the dense engine on this device[/]")
-    return lines + [f"[yellow]invalid:[/] {escape(reason)}" for reason in report.invalid_because]
+    """The backend and why it was chosen, the device, whether sparse kernels are in use, and what else the user should know."""
+    lines = [f"{escape(choice)}   ({escape(artifact.device.name)})", escape(artifact.sparse_kernels)]
+    return lines + [f"[yellow]note:[/] {escape(finding)}" for finding in artifact.findings]
 
 
 def certify_lines(certificate: Certificate) -> list[str]:
