@@ -65,7 +65,7 @@ class FakeContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
-        return shape[0] <= self.engine.largest_batch
+        return self.engine.smallest_batch <= shape[0] <= self.engine.largest_batch
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shape
@@ -88,7 +88,8 @@ class FakeEngine:
     def __init__(self, shape: tuple[int, ...] = (-1, 3, 8, 8), names: tuple[str, ...] = ("images", "logits")) -> None:
         self.shape, self.names = shape, names
         self.num_io_tensors = len(names)
-        self.largest_batch = 4
+        self.smallest_batch, self.largest_batch = 1, 4
+        self.inspected = INSPECTED
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -106,7 +107,7 @@ class FakeEngine:
         return FakeContext(self)
 
     def create_engine_inspector(self) -> Any:
-        return SimpleNamespace(get_engine_information=lambda layout: INSPECTED)
+        return SimpleNamespace(get_engine_information=lambda layout: self.inspected)
 
 
 class FakeNetwork:

@@ -1,14 +1,18 @@
 """The backend's own logic, against stand-ins for TensorRT and CUDA; what TensorRT really does is tested on a GPU."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.artifacts.engines import DeviceFacts
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
 from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageError
+from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.engine import tensorrt_backend
+from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from masksparse_deploy.engine.tensorrt_versions import recorded_options
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeEngine, FakeTensorRT, install
@@ -116,6 +120,112 @@ def test_a_plan_of_another_gpu_or_version_is_refused(
     trt.__version__ = "11.4.0"
     with pytest.raises(ArtifactError, match=r"TensorRT 10\.16\.1; this is Fake GPU with TensorRT 11\.4\.0"):
         backend.open(tmp_path / "dense.engine.json").__enter__()
+
+
+def test_what_the_builder_tells_of_tactics_is_kept(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT
+) -> None:
+    told = "(Sparsity) Found 1 layer(s) eligible to use sparse tactics: conv"
+    trt.told = (("info", told), ("info", "Using cublas as a tactic source"))
+    artifact = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert artifact.build_log == "dense.build.log"
+    assert (tmp_path / "dense.build.log").read_text() == told + "\n"
+    trt.told = ()
+    assert backend.build(dense_onnx, tmp_path, OPTIONS, name="dense").build_log == ""
+    assert not (tmp_path / "dense.build.log").exists()
+
+
+def test_times_of_kernels_are_kept_between_builds(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT
+) -> None:
+    trt.times = b"conv 0.2"
+    first = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert first.timing_cache_sha256 == ""
+    trt.times = b"pool 0.1"
+    second = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert second.timing_cache_sha256 == sha256_bytes(b"conv 0.2")
+    trt.refused_times = b"conv 0.2\npool 0.1"
+    third = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    (finding,) = [text for text in third.findings if "timing cache" in text]
+    assert "is not accepted by TensorRT (Failed to deserialize timing cache. Returning an empty timing cache.)" in finding
+    (folder,) = [entry for entry in tmp_path.iterdir() if entry.is_dir()]
+    assert folder.name == "timing_cache"
+    assert sorted(path.suffix for path in folder.iterdir()) == [".damaged", ".lock", ".timing"]
+
+
+def test_builds_without_kept_times(dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT) -> None:
+    options = OPTIONS.model_copy(update={"timing_cache": NO_TIMING_CACHE})
+    assert backend.build(dense_onnx, tmp_path, options, name="dense").timing_cache_sha256 == ""
+    assert not [entry for entry in tmp_path.iterdir() if entry.is_dir()]
+    elsewhere = OPTIONS.model_copy(update={"timing_cache": str(tmp_path / "shared")})
+    backend.build(dense_onnx, tmp_path, elsewhere, name="dense")
+    assert list((tmp_path / "shared").glob("*.timing"))
+
+
+def test_an_engine_of_another_precision_is_told(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT
+) -> None:
+    assert trt.engine is not None
+    nodes = ["stem", "layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.shortcut", "layer2.conv2", "fc"]
+    entries = [
+        {"Name": node, "Inputs": [{"Format/Datatype": "Half"}], "Metadata": f"[ONNX Layer: {node}]", "TacticName": "kernel"}
+        for node in nodes
+    ]
+    trt.engine.inspected = json.dumps({"Layers": entries, "Bindings": []})
+    with pytest.raises(ArtifactError, match=r"7 of 7 .*: stem in fp16 instead of fp32"):
+        backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert not (tmp_path / "dense.plan").exists()
+    entries[0]["Inputs"] = [{"Format/Datatype": "Float"}]
+    trt.engine.inspected = json.dumps({"Layers": entries, "Bindings": []})
+    artifact = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert "6 of 7 layers with weights do not run in the file's precision" in artifact.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "version", "capability", "loads"),
+    [
+        ({}, "10.16.1", "9.0", True),
+        ({}, "10.16.2", "9.0", False),
+        ({"version_compatible": True}, "11.4.0", "9.0", True),
+        ({"version_compatible": True}, "8.6.0", "9.0", False),
+        ({"hardware_compatibility": "ampere-plus"}, "10.16.1", "8.0", True),
+        ({"hardware_compatibility": "ampere-plus"}, "10.16.1", "7.5", False),
+        ({"hardware_compatibility": "same-compute-capability"}, "10.16.1", "9.0", True),
+        ({"hardware_compatibility": "same-compute-capability"}, "10.16.1", "8.0", False),
+    ],
+)
+def test_where_a_compatible_plan_loads(
+    dense_onnx: Path,
+    tmp_path: Path,
+    backend: TensorRTBackend,
+    trt: FakeTensorRT,
+    options: dict[str, str | bool],
+    version: str,
+    capability: str,
+    loads: bool,
+) -> None:
+    backend.build(dense_onnx, tmp_path, OPTIONS.model_copy(update=options), name="dense")
+    trt.__version__ = version
+    name = "Fake GPU" if options.get("hardware_compatibility") is None else "Another GPU"
+    device = DeviceFacts(kind="cuda", name=name, details={"compute_capability": capability})
+    elsewhere = TensorRTBackend(ask_driver=lambda: DriverAnswer(device))
+    if not loads:
+        with pytest.raises(ArtifactError, match="was built for Fake GPU"):
+            elsewhere.open(tmp_path / "dense.engine.json").__enter__()
+        return
+    with elsewhere.open(tmp_path / "dense.engine.json"):
+        assert trt.host_code_allowed == options.get("version_compatible", False)
+
+
+def test_a_batch_that_is_too_small_is_filled_up(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT
+) -> None:
+    backend.build(dense_onnx, tmp_path, OPTIONS.model_copy(update={"smallest_batch": 3}), name="dense")
+    images = np.ones((5, 3, 8, 8), np.float32)
+    with backend.open(tmp_path / "dense.engine.json") as session:
+        assert trt.engine is not None
+        trt.engine.smallest_batch = 3
+        np.testing.assert_array_equal(session.run(images)["logits"], images + 1)
 
 
 def test_a_plan_that_tensorrt_cannot_load(
