@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from masksparse_deploy.rewrite.names import constant_of, set_constant
+from masksparse_deploy.rewrite.names import constant_of, forget_constant, set_constant
 
 __all__ = ["Readers", "find_readers", "own_gather"]
 
@@ -59,7 +59,9 @@ class Readers:
         for node in self.selections:
             now = places[_selected(node, len(places))]
             assert (now >= 0).all(), "all that is read is computed"
-            if node.op_type == "Gather":
+            if np.array_equal(now, np.arange(len(channels))):
+                _take_out(node)
+            elif node.op_type == "Gather":
                 set_constant(node.inputs[1], now)
             else:  # what lies between two channels that are read is read too, so that they stay consecutive
                 set_constant(node.inputs[1], now[:1])
@@ -111,6 +113,17 @@ def own_gather(value: ir.Value, known: Collection[str]) -> ir.Node | None:
     producer = value.producer()
     is_own = producer is not None and producer.op_type == "Gather" and value.name not in known
     return producer if is_own else None
+
+
+def _take_out(node: ir.Node) -> None:
+    """Let what reads a selection of all channels in their order read the tensor itself."""
+    graph, (source, *parameters) = node.graph, node.inputs
+    assert isinstance(graph, ir.Graph) and source is not None
+    node.outputs[0].replace_all_uses_with(source)
+    graph.remove(node, safe=True)
+    for value in parameters:
+        if value is not None:
+            forget_constant(graph, value)
 
 
 def _is_channelwise(node: ir.Node) -> bool:

@@ -65,7 +65,8 @@ def group_layout(weight: Array, n: int, *, multiple: int = 1) -> GroupLayout:
     used = nonzero_places(weight).reshape(out_channels // n, n, in_channels, -1).any(axis=(1, 3))
     largest = max(int(used.sum(axis=1).max()), 1)
     kept = min(-(-largest // multiple) * multiple, in_channels)
-    # stable: used channels first, then the others, each in their order
-    channels = np.sort(np.argsort(~used, axis=1, kind="stable")[:, :kept], axis=1).astype(np.int64)
+    # stable: used channels first, then those of other groups, which are read anyway, then the rest, each in their order
+    rank = 2 * ~used + ~used.any(axis=0)
+    channels = np.sort(np.argsort(rank, axis=1, kind="stable")[:, :kept], axis=1).astype(np.int64)
     parts = [weight[group * n : (group + 1) * n, chosen] for group, chosen in enumerate(channels)]
     return GroupLayout(channels=channels, weight=np.ascontiguousarray(np.concatenate(parts)))

@@ -82,7 +82,7 @@ def kept_outputs(is_read: npt.NDArray[np.bool_], groups: int, channel_block: int
     read = is_read.reshape(groups, -1)
     needed, size = read.sum(axis=1), read.shape[1]
     computed: dict[int, int] = {}
-    for width in range(channel_block, size, channel_block):
+    for width in range(channel_block, size + 1, channel_block):
         filled = -(-needed // width) * width
         if (filled <= size).all() and filled.sum() < is_read.size:
             computed[width] = int(filled.sum())
