@@ -1,6 +1,7 @@
 """What a stage of a chain has found, read back from the artifact it wrote."""
 
-from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, learn_lines, profile_lines, validate_lines
+from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, learn_lines, validate_lines
+from masksparse_deploy.cli.render_profile import profile_lines
 from masksparse_deploy.cli.render_rewrite import rewrite_lines
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate

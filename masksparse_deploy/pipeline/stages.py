@@ -150,16 +150,19 @@ def _profile_inputs(job: Job) -> dict[str, Any]:
 
 
 def _profile(job: Job, progress: Progress) -> None:
-    from masksparse_deploy.profiling.compare import profile_pair
+    from masksparse_deploy.profiling.builds import BUILDS, provide_builds
+    from masksparse_deploy.profiling.compare import profile_builds
 
-    report = profile_pair(
+    builds = provide_builds(
         job.out / "dense.engine.json",
         job.out / "sparse.engine.json",
-        job.test.images,
-        job.config.engine,
-        job.config.profile,
+        job.out / "dense.onnx",
+        job.out / built_from(job.out),
+        job.out / BUILDS,
+        count=job.config.profile.builds,
         progress=progress,
     )
+    report = profile_builds(builds, job.test.images, job.config.engine, job.config.profile, progress=progress)
     report.write(job.out / "profile.json")
 
 

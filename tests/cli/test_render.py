@@ -1,4 +1,5 @@
-from masksparse_deploy.cli.render import certify_lines, learn_lines, profile_lines, validate_lines
+from masksparse_deploy.cli.render import certify_lines, learn_lines, validate_lines
+from masksparse_deploy.cli.render_profile import profile_lines
 from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
