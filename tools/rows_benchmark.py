@@ -45,6 +45,7 @@ FORMS = {
     "rows, constants left out": Form(name="rows", variant="constants left out", costs=GroupCosts()),
 }
 PROFILED_INFERENCES = 15
+_MATRIX_PRODUCTS = ("Gemm", "FusedGemm", "MatMul")
 _LAYER = re.compile(r"(layers\.\d\.\d\.\w+|stem|maxpool|pool|fc|flat)")
 
 
@@ -198,8 +199,9 @@ def _products(model: onnx.ModelProto) -> int:
         if node.op == "Conv":
             positions = math.prod(length or 1 for length in graph.shapes[node.outputs[0]][2:])
             total += graph.constants[node.inputs[1]].size * positions
-        elif node.op == "Gemm":
-            total += graph.constants[node.inputs[1]].size * int(graph.shapes[node.outputs[0]][0] or 1)
+        elif node.op in _MATRIX_PRODUCTS:
+            rows = math.prod(length or 1 for length in graph.shapes[node.outputs[0]][:-1])
+            total += graph.constants[node.inputs[1]].size * rows
     return total
 
 
@@ -239,7 +241,7 @@ def _layer_tables(results: Sequence[Mapping[str, Any]]) -> str:
         for layer in dense:
             times = [sum(result["layers_ms"][name].get(layer, {}).values()) for name in FORMS]
             last = result["layers_ms"][list(FORMS)[-1]].get(layer, {})
-            other = sum(value for operator, value in last.items() if operator not in ("Gemm", "FusedGemm", "Conv", "FusedConv"))
+            other = sum(value for operator, value in last.items() if operator not in (*_MATRIX_PRODUCTS, "Conv"))
             columns = [sum(dense[layer].values()), *times, other]
             lines.append(f"| {layer} | {' | '.join(f'{value:.2f}' for value in columns)} |")
     return "\n".join(lines).strip()

@@ -14,8 +14,8 @@ __all__ = ["RowBuilder"]
 
 Floats = npt.NDArray[np.float32]
 _ROW_AXIS = 1
-# The operator set from which on Shape gives the lengths of some axes alone.
-_SHAPE_OF_AXES = 15
+# The operator sets from which on Shape gives the lengths of some axes alone, and ScatterND adds.
+_SHAPE_OF_AXES, _ADDING_SCATTER = 15, 16
 
 
 class RowBuilder:
@@ -27,7 +27,13 @@ class RowBuilder:
         self._names = Names(model.graph)
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._batches: dict[ir.Value, ir.Value] = {}
+        self._starts: dict[tuple[ir.Value, int], ir.Value] = {}
         self.before: ir.Node | None = None
+
+    @property
+    def can_add(self) -> bool:
+        """Whether the file's operators can add rows to others, as `added` does."""
+        return self._opset >= _ADDING_SCATTER
 
     def add(
         self, op: str, inputs: Sequence[ir.Value | None], name: str, attributes: Mapping[str, Any] | None = None
@@ -42,7 +48,7 @@ class RowBuilder:
 
     def constant(self, array: npt.NDArray[Any], name: str) -> ir.Value:
         """A stored constant; the same one for the same content."""
-        array = np.ascontiguousarray(array)
+        array = np.asarray(array, order="C")
         key = array.dtype.str, array.shape, array.tobytes()
         if key not in self._constants:
             self._constants[key] = add_constant(self._graph, self._names, name, array)
@@ -72,6 +78,53 @@ class RowBuilder:
         weights = self.constant(weight, f"{name}.weight"), self.constant(bias, f"{name}.bias")
         product = self.add("Gemm", [matrix, *weights], name)
         return self.reshape(product, [-1, len(indices), weight.shape[1]], f"{name}.rows")
+
+    def added(
+        self, sums: Floats, products: Sequence[tuple[Indices, Indices, Floats]], rows: ir.Value, like: ir.Value, name: str
+    ) -> ir.Value:
+        """Products for rows of windows, each added to some rows, as rows (batch, count, out_channels).
+
+        Args:
+            sums: float32 (count, out_channels), what the rows hold to begin with.
+            products: for each the rows that it is added to, int64 (windows,), all different; what it multiplies, int64
+                (windows, taps), as in `product`; and its weight, float32 (taps * in_channels, out_channels).
+            rows: the tensor to gather from.
+            like: images of as many samples.
+            name: of the sums.
+        """
+        if not products:
+            return self.fixed_rows(sums, like, name)
+        count, channels = sums.shape
+        batch = None if like.shape is None else like.shape[0]
+        if isinstance(batch, int):
+            value = self.constant(np.tile(sums, (batch, 1)), f"{name}.start")
+        else:
+            value = self.reshape(self.fixed_rows(sums, like, f"{name}.start"), [-1, channels], f"{name}.flat")
+        for number, (places, indices, weight) in enumerate(products):
+            part = f"{name}.{number}"
+            gathered = self.gather(rows, indices.reshape(-1), f"{part}.gather")
+            if indices.shape[1] > 1:
+                gathered = self.reshape(gathered, [0, len(indices), len(weight)], f"{part}.windows")
+            product = self.add("MatMul", [gathered, self.constant(weight, f"{part}.weight")], part)
+            if isinstance(batch, int):
+                every = (places + count * np.arange(batch)[:, None])[..., None]
+                numbers = self.constant(every, f"{part}.places")
+            else:
+                stored = self.constant(places[None, :, None], f"{part}.places")
+                numbers = self.add("Add", [stored, self._first_rows(like, count)], f"{part}.numbers")
+            value = self.add("ScatterND", [value, numbers, product], f"{part}.add", {"reduction": "add"})
+        return self.reshape(value, [-1, count, channels], f"{name}.rows")
+
+    def _first_rows(self, images: ir.Value, count: int) -> ir.Value:
+        """The number of the first row of each sample, int64 (batch, 1, 1), where every sample has `count` rows."""
+        batch = self._batch_of(images)
+        if (batch, count) not in self._starts:
+            name = f"{batch.name}.times_{count}"
+            single = self.add("Squeeze", [batch], f"{name}.single")
+            zero, step = (self.constant(np.array(number, dtype=np.int64), f"rows.{number}") for number in (0, count))
+            numbers = self.add("Range", [zero, self.add("Mul", [single, step], f"{name}.end"), step], name)
+            self._starts[batch, count] = self.reshape(numbers, [-1, 1, 1], f"{name}.column")
+        return self._starts[batch, count]
 
     def fixed_rows(self, values: Floats, like: ir.Value, name: str) -> ir.Value:
         """Rows with these values, float32 (rows, channels), for every sample that the images `like` hold."""

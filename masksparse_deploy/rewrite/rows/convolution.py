@@ -1,5 +1,7 @@
 """One convolution as matrix products over gathered rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
@@ -34,16 +36,11 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor,
         in_channels=source.channels,
         out_channels=len(found.weight),
         costs=costs,
+        can_add=build.can_add,
     )
     work = _Convolution(build, found, source, windows)
     is_masked = len(positions) < found.keep.size
-    order, value = work.first(segments[0], is_masked)
-    if len(segments) > 1:
-        further = [
-            work.further(segment, order, 1 + is_masked, f"{work.name}.{number}")
-            for number, segment in enumerate(segments[1:], start=1)
-        ]
-        value = build.add("Sum", [value, *further], f"{work.name}.sum")
+    order, value = work.whole(segments[0], is_masked) if len(segments) == 1 else work.added(segments, is_masked)
     rows = np.full(found.keep.shape, CONSTANT, dtype=np.int64)
     rows[tuple(positions[order].T)] = np.arange(len(order))
     layout = RowLayout(
@@ -65,55 +62,57 @@ class _Convolution:
         # (taps, in_channels, out_channels)
         self._weight = found.weight.transpose(2, 3, 1, 0).reshape(windows.shape[1], source.channels, -1)
 
-    def first(self, segment: Segment, is_masked: bool) -> tuple[Indices, ir.Value]:
-        """The sums of the first segment, bias included, and the order that they bring the positions into."""
-        bias = self._found.bias
-        computed, fixed = _by_work(segment)
-        rows = [np.repeat(self._bias(group, segment, bias)[None], len(group.members), axis=0) for group in fixed]
-        rows += [self._found.constant[None]] if is_masked else []
+    def whole(self, segment: Segment, is_masked: bool) -> tuple[Indices, ir.Value]:
+        """The products of groups over all taps behind one another, and the order that they bring the positions into."""
+        computed, fixed = (
+            [group for group in segment.groups if group.taps],
+            [group for group in segment.groups if not group.taps],
+        )
+        parts = [self._product(group, segment, f"{self.name}.{index}") for index, group in enumerate(computed)]
+        rows = [np.repeat(self._sums(group, segment)[None], len(group.members), axis=0) for group in fixed]
+        rows += self._last_rows(is_masked)
+        parts.append(self._build.fixed_rows(np.concatenate(rows), self._source.image, f"{self.name}.fixed"))
         order = np.concatenate([group.members for group in (*computed, *fixed)])
-        return order, self._stacked(segment, bias, rows, f"{self.name}.0")
+        return order, self._build.concat(parts, f"{self.name}.stacked")
 
-    def further(self, segment: Segment, order: Indices, tail: int, name: str) -> ir.Value:
-        """The sums of another segment in that order, with `tail` rows of zeros behind them."""
-        computed, fixed = _by_work(segment)
-        bias = np.zeros_like(self._found.bias)
-        place, count = np.empty(len(order), dtype=np.int64), 0
-        for group in computed:
-            place[group.members] = np.arange(count, count + len(group.members))
-            count += len(group.members)
-        for group in fixed:
-            place[group.members] = count
-            count += 1
-        stacked = self._stacked(segment, bias, [self._bias(group, segment, bias)[None] for group in fixed], name)
-        indices = np.concatenate([place[order], np.full(tail, count)])
-        return self._build.gather(stacked, indices, f"{name}.order")
+    def added(self, segments: Sequence[Segment], is_masked: bool) -> tuple[Indices, ir.Value]:
+        """Rows of biases and of what is constant, to which the products of each segment's groups are added, in order."""
+        count = len(self._windows)
+        sums = np.tile(self._found.bias.astype(np.float64), (count, 1))
+        products = []
+        for segment in segments:
+            for group in segment.groups:
+                sums[group.members] += self._left_out(group, segment)
+                if group.taps:
+                    products.append((group.members, self._rows_read(group), self._weight_of(group)))
+        sums = np.concatenate([sums, *self._last_rows(is_masked)]).astype(np.float32)
+        value = self._build.added(sums, products, self._source.value, self._source.image, self.name)
+        return np.arange(count), value
 
-    def _stacked(self, segment: Segment, bias: Floats, fixed: list[Floats], name: str) -> ir.Value:
-        """The products of the groups, then the fixed rows, then a row of zeros."""
-        computed, _ = _by_work(segment)
-        parts = [self._product(group, segment, bias, f"{name}.{index}") for index, group in enumerate(computed)]
-        zeros = np.zeros((1, len(bias)), dtype=np.float32)
-        parts.append(self._build.fixed_rows(np.concatenate([*fixed, zeros]), self._source.image, f"{name}.fixed"))
-        return self._build.concat(parts, f"{name}.rows")
+    def _last_rows(self, is_masked: bool) -> list[Floats]:
+        """What lies behind the rows of positions: what masked ones hold, and zeros."""
+        zeros = np.zeros_like(self._found.constant)[None]
+        return [self._found.constant[None], zeros] if is_masked else [zeros]
 
-    def _product(self, group: Group, segment: Segment, bias: Floats, name: str) -> ir.Value:
-        taps = list(group.taps)
-        indices = self._source.layout.filled(self._windows[group.members][:, taps])
-        weight = self._weight[taps].reshape(-1, len(bias))
-        return self._build.product(self._source.value, indices, weight, self._bias(group, segment, bias), name)
+    def _product(self, group: Group, segment: Segment, name: str) -> ir.Value:
+        rows = self._source.value
+        return self._build.product(rows, self._rows_read(group), self._weight_of(group), self._sums(group, segment), name)
 
-    def _bias(self, group: Group, segment: Segment, bias: Floats) -> Floats:
+    def _rows_read(self, group: Group) -> Indices:
+        return self._source.layout.filled(self._windows[group.members][:, list(group.taps)])
+
+    def _weight_of(self, group: Group) -> Floats:
+        return self._weight[list(group.taps)].reshape(-1, len(self._found.bias))
+
+    def _sums(self, group: Group, segment: Segment) -> Floats:
         """The bias and what the taps of the segment that the group leaves out add to it, rounded once."""
+        return np.asarray(self._found.bias + self._left_out(group, segment), dtype=np.float32)
+
+    def _left_out(self, group: Group, segment: Segment) -> npt.NDArray[np.float64]:
+        """What the taps of the segment that the group leaves out add up to."""
         constant = [tap for tap in segment.taps if tap not in group.taps and self._windows[group.members[0], tap] == CONSTANT]
         if not constant:
-            return bias
+            return np.zeros(len(self._found.bias))
         assert self._source.constant is not None, "only taps of a known constant are left out"
         row = self._source.constant.astype(np.float64)
-        total = bias.astype(np.float64) + sum(row @ self._weight[tap].astype(np.float64) for tap in constant)
-        return np.asarray(total, dtype=np.float32)
-
-
-def _by_work(segment: Segment) -> tuple[list[Group], list[Group]]:
-    """Groups with a product, and those without."""
-    return [group for group in segment.groups if group.taps], [group for group in segment.groups if not group.taps]
+        return np.asarray(sum(row @ self._weight[tap].astype(np.float64) for tap in constant))

@@ -6,6 +6,7 @@ they would add is part of its bias. The kernel's rows are segments with groups o
 taps have few combinations, so that groups are large, and almost nothing constant is left in them.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -45,29 +46,30 @@ class Segment:
 class GroupCosts:
     """What a group costs, in multiply-accumulates that take as long; it decides between equal functions only.
 
-    Measured in networks with ONNX Runtime 1.31 on an AVX-512 processor (52 multiply-accumulates in a nanosecond on one thread).
+    Measured with ONNX Runtime 1.31 on an AVX-512 processor (57 multiply-accumulates in a nanosecond on one thread).
 
     Attributes:
         rows_of_weights: reading the weights costs as much as so many rows of the product.
         operators: the fixed cost of the group's operators, 10 microseconds.
         gathered: copying one number of an input.
-        added: gathering and adding one number of a segment's sum to another's.
+        added: adding one number of a product to where it belongs, where there are several segments.
         cached_bytes: a gathered matrix of at most this size is still in the processor's cache when it is multiplied.
     """
 
-    rows_of_weights: float = 11
+    rows_of_weights: float = 20
     operators: float = 500e3
     gathered: float = 15
-    added: float = 70
+    added: float = 40
     cached_bytes: int = 2 << 20
 
-    def of_groups(self, members: Floats, taps: Floats, weights_per_tap: int, in_channels: int) -> Floats:
-        """The cost of groups with so many members and taps."""
-        products = (members + self.rows_of_weights) * weights_per_tap
-        return np.where(taps > 0, taps * (products + self.gathered * members * in_channels) + self.operators, 0)
+    def of_groups(self, members: Floats, taps: Floats, channels: tuple[int, int], *, is_added: bool) -> Floats:
+        """The cost of groups with so many members and taps, of a convolution with these channels, in and out."""
+        products = (members + self.rows_of_weights) * math.prod(channels)
+        added = self.added * members * channels[1] if is_added else 0.0
+        return np.where(taps > 0, taps * (products + self.gathered * members * channels[0]) + added + self.operators, 0)
 
 
-# Weights so dear to read, and segments so dear to add, that windows are multiplied as a whole, constants included.
+# Weights so dear to read, and products so dear to add, that windows are multiplied as a whole, constants included.
 WHOLE_WINDOWS = GroupCosts(rows_of_weights=1e9, added=1e9)
 
 # More kinds of windows than these are not compared pair by pair; the rarest are computed in full instead.
@@ -75,7 +77,7 @@ _MOST_KINDS = 512
 
 
 def plan_groups(
-    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts
+    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts, can_add: bool = True
 ) -> tuple[Segment, ...]:
     """Choose segments and groups for a convolution: segments of all taps, of a kernel row or of one tap, whichever cost least.
 
@@ -85,37 +87,39 @@ def plan_groups(
         in_channels: of the convolution.
         out_channels: of the convolution.
         costs: what operators cost.
+        can_add: whether there are operators to add products up, so that there may be several segments.
     """
-    count, tap_count = windows.shape
+    tap_count = windows.shape[1]
     every_tap = tuple(range(tap_count))
-    lengths = sorted({1, kernel_width, tap_count})
+    lengths = sorted({1, kernel_width, tap_count}) if can_add else [tap_count]
     options = [tuple(every_tap[start : start + length] for start in range(0, tap_count, length)) for length in lengths]
     plans = []
     for option in options:
-        merged = [_merged(windows[:, list(taps)], in_channels, out_channels, costs) for taps in option]
-        total = sum(cost for _, cost in merged) + (len(option) - 1) * costs.added * count * out_channels
-        plans.append((total, [(taps, groups) for taps, (groups, _) in zip(option, merged, strict=True)]))
+        merged = [
+            _merged(windows[:, list(taps)], (in_channels, out_channels), costs, is_added=len(option) > 1) for taps in option
+        ]
+        plans.append((sum(cost for _, cost in merged), zip(option, (groups for groups, _ in merged), strict=True)))
     _, best = min(plans, key=lambda plan: plan[0])
-    rows_at_a_time = max(costs.cached_bytes // (4 * in_channels * tap_count), 1)
     return tuple(
         Segment(
             taps=taps,
             groups=tuple(
                 Group(members=part, taps=tuple(taps[tap] for tap in np.flatnonzero(live)))
                 for members, live in groups
-                for part in _parts(members, rows_at_a_time if live.any() else len(members))
+                for part in _parts(members, 4 * in_channels * int(live.sum()), costs.cached_bytes)
             ),
         )
         for taps, groups in best
     )
 
 
-def _parts(members: Indices, at_most: int) -> list[Indices]:
-    return np.array_split(members, -(-len(members) // at_most))
+def _parts(members: Indices, row_bytes: int, at_most: int) -> list[Indices]:
+    """Members in parts of at most so many bytes, as equal as can be."""
+    return np.array_split(members, -(-len(members) // max(at_most // max(row_bytes, 1), 1)))
 
 
 def _merged(
-    windows: Indices, in_channels: int, out_channels: int, costs: GroupCosts
+    windows: Indices, channels: tuple[int, int], costs: GroupCosts, *, is_added: bool
 ) -> tuple[list[tuple[Indices, npt.NDArray[np.bool_]]], float]:
     """Groups (members, taps multiplied) over some taps, and their cost: the pair that saves most is joined until none saves."""
     kinds = np.where((windows == CONSTANT) | (windows == PADDING), windows, 0)
@@ -128,7 +132,7 @@ def _merged(
     group_of = np.arange(len(kind))
 
     def cost(members: Floats, taps: Floats) -> Floats:
-        return costs.of_groups(members, taps, in_channels * out_channels, in_channels)
+        return costs.of_groups(members, taps, channels, is_added=is_added)
 
     def savings(one: int) -> Floats:
         together = live | live[one] | (kind != kind[one])

@@ -103,9 +103,10 @@ class Symbols:
         return self._products[key]
 
     def _total(self, constants: tuple[int, ...]) -> int:
-        """The sum of constants. The file may hold any partial sum of them rounded to float32."""
-        if len(constants) == 1:
-            return constants[0]
+        """The sum of constants. The file may hold any partial sum of them rounded to float32; zeros round nothing."""
+        others = tuple(one for one in constants if any(part.any() for part in self._constants[one])) or constants[:1]
+        if len(constants) == 1 or (len(others) == 1 and not self._constants[others[0]][1].any()):
+            return others[0]
         if constants not in self._totals:
             values = [self._constants[constant][0] for constant in constants]
             slack = sum(self._constants[constant][1] for constant in constants)

@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-from masksparse_deploy.graph.model import Node
+from masksparse_deploy.graph.model import Array, Node
+from masksparse_deploy.rewrite.rows.batches import Batches
 from masksparse_deploy.rewrite.rows.expected import Expected, apply_elementwise, is_elementwise
 from masksparse_deploy.rewrite.rows.symbols import Ids, Symbols
 from masksparse_deploy.rewrite.trace import Held, Trace
@@ -30,13 +31,13 @@ class _Rows:
     Attributes:
         symbols: int64, with the axes of `form`, less the batch and the channels.
         channels: of a row.
-        form: "rows" (batch, rows, channels); "images" (batch, height, width, channels); "matrix" (batch * products,
-            taps * channels); "products" (batch * rows, channels).
+        form: "rows" (batch, rows, channels); "images" (batch, height, width, channels); "windows" (batch, products,
+            taps * channels); "matrix" (batch * products, taps * channels); "products" (batch * rows, channels).
     """
 
     symbols: Ids
     channels: int
-    form: Literal["rows", "images", "matrix", "products"] = "rows"
+    form: Literal["rows", "images", "windows", "matrix", "products"] = "rows"
 
 
 class RowsReader:
@@ -52,10 +53,7 @@ class RowsReader:
         self._expected = Expected(trace.sparse, self._symbols)
         self.covered = self._expected.covered
         self._rows: dict[str, _Rows] = {}
-        # tensors that hold the batch, and behind it these numbers
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        # those that hold all lengths of images
-        self._whole_shapes: set[str] = set()
+        self._samples = Batches(trace)
 
     def read(self, trace: Trace, node: Node) -> bool:
         """Whether an operator on rows is understood; that images are other than the sparse file's goes to the findings."""
@@ -66,7 +64,7 @@ class RowsReader:
             return self._compare(trace, node)
         if name in trace.producers:
             return False
-        if name not in self._shapes and self._read_shape(node):
+        if self._samples.read(node):
             return True
         reader = _READERS.get(node.op, RowsReader._elementwise)
         found = reader(self, node)
@@ -128,6 +126,13 @@ class RowsReader:
             return _Rows(symbols.reshape(-1), channels)
         if rows.form == "rows" and len(shape) == 4 and shape[0] == 0 and shape[3] == -1 and shape[1] * shape[2] == len(symbols):
             return _Rows(symbols.reshape(shape[1:3]), channels, "images")
+        if (
+            rows.form == "rows"
+            and len(shape) == 3
+            and shape[0] == 0
+            and shape[2] == len(symbols) // max(shape[1], 1) * channels
+        ):
+            return _Rows(symbols.reshape(shape[1], -1), channels, "windows") if len(symbols) % shape[1] == 0 else None
         if rows.form == "rows" and len(shape) == 2 and shape[0] == -1 and shape[1] > 0 and shape[1] % channels == 0:
             taps = shape[1] // channels
             return None if len(symbols) % taps else _Rows(symbols.reshape(-1, taps), channels, "matrix")
@@ -166,28 +171,10 @@ class RowsReader:
 
     def _expand(self, node: Node) -> _Rows | None:
         """Constant rows, for every sample of whatever batch."""
-        array, shape = self._trace.constant(node.inputs[0]), self._shapes.get(node.inputs[1])
+        array, shape = self._trace.constant(node.inputs[0]), self._samples.shape_behind(node.inputs[1])
         if array is None or array.dtype != np.float32 or array.ndim != 3 or array.shape[0] != 1 or array.shape[1:] != shape:
             return None
         return _Rows(np.array([self._symbols.constant(row) for row in array[0]], dtype=np.int64), array.shape[2])
-
-    def _read_shape(self, node: Node) -> bool:
-        """The batch of images of the sparse file, and the batch with numbers behind it; Concat refuses another batch."""
-        (name,), attributes = node.outputs, node.attributes
-        numbers = self._trace.constant(node.inputs[1]) if len(node.inputs) == 2 else None
-        if node.op == "Shape":
-            held = self._trace.read(node.inputs[0])
-            is_image = held is not None and held.is_whole and held.tensor == node.inputs[0]
-            if is_image and (attributes.get("start", 0), attributes.get("end")) == (0, 1):
-                self._shapes[name] = ()
-            elif is_image and not attributes:
-                self._whole_shapes.add(name)
-        elif numbers is not None and attributes == {"axis": 0}:
-            if node.op == "Gather" and node.inputs[0] in self._whole_shapes and numbers.tolist() == [0]:
-                self._shapes[name] = ()
-            elif node.op == "Concat" and self._shapes.get(node.inputs[0]) == ():
-                self._shapes[name] = tuple(numbers.tolist())
-        return name in self._shapes or name in self._whole_shapes
 
     def _gemm(self, node: Node) -> _Rows | None:
         matrix = self._of(node.inputs[0], "matrix")
@@ -195,21 +182,68 @@ class RowsReader:
         plain = all(node.attributes.get(name, value) == value for name, value in _GEMM_DEFAULTS.items())
         if matrix is None or weight is None or bias is None or not plain or weight.ndim != 2:
             return None
-        taps = matrix.symbols.shape[1]
-        if weight.dtype != np.float32 or weight.shape[0] != taps * matrix.channels or bias.shape != weight.shape[1:]:
+        if bias.shape != weight.shape[1:]:
+            return None
+        symbols = self._products(matrix.symbols, matrix.channels, weight, bias)
+        return None if symbols is None else _Rows(symbols, weight.shape[1], "products")
+
+    def _matmul(self, node: Node) -> _Rows | None:
+        single, several = self._of(node.inputs[0]), self._of(node.inputs[0], "windows")
+        windows, weight = single or several, self._trace.constant(node.inputs[1])
+        if windows is None or weight is None or weight.ndim != 2:
+            return None
+        symbols = self._products(
+            windows.symbols.reshape(len(windows.symbols), -1), windows.channels, weight, np.zeros(weight.shape[1], np.float32)
+        )
+        return None if symbols is None else _Rows(symbols, weight.shape[1])
+
+    def _products(self, windows: Ids, channels: int, weight: Array, bias: Array) -> Ids | None:
+        """Symbols of the rows of windows, int64 (products, taps), times a weight, and a bias."""
+        taps = windows.shape[1]
+        if weight.dtype != np.float32 or weight.shape[0] != taps * channels:
             return None
         slices = [self._symbols.weight_slice(part) for part in np.split(weight, taps)]
         start = self._symbols.constant(bias)
-        symbols = [self._symbols.products(read, slices, start) for read in matrix.symbols.tolist()]
-        return _Rows(np.array(symbols, dtype=np.int64), weight.shape[1], "products")
+        return np.array([self._symbols.products(read, slices, start) for read in windows.tolist()], dtype=np.int64)
 
-    def _sum(self, node: Node) -> _Rows | None:
-        parts = [self._of(name) for name in node.inputs]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts) or len({(len(part.symbols), part.channels) for part in known}) != 1:
+    def _scatter(self, node: Node) -> _Rows | None:
+        """Rows added to some of others, each to one of its own; all samples' rows lie behind one another."""
+        added, rows = self._of(node.inputs[2]), self._samples.rows(node.inputs[1])
+        places = self._trace.constant(node.inputs[1])
+        if rows is None and places is not None and places.ndim == 3 and len(places) in self._batches():
+            rows = self._same_for_all(node.inputs[0], places)
+        if rows is None or added is None or node.attributes != {"reduction": "add"}:
             return None
-        together = zip(*(part.symbols.tolist() for part in known), strict=True)
-        return _Rows(np.array([self._symbols.total(rows) for rows in together], dtype=np.int64), known[0].channels)
+        numbers, count = rows
+        to = self._flat(node.inputs[0], count)
+        if to is None or to.channels != added.channels or len(numbers) != len(added.symbols):
+            return None
+        if len(np.unique(numbers)) != len(numbers) or numbers.min() < 0 or numbers.max() >= count:
+            return None
+        symbols = to.symbols.copy()
+        pairs = zip(symbols[numbers].tolist(), added.symbols.tolist(), strict=True)
+        symbols[numbers] = [self._symbols.total(pair) for pair in pairs]
+        return _Rows(symbols, to.channels, "products")
+
+    def _same_for_all(self, name: str, places: Array) -> tuple[Ids, int] | None:
+        """Numbers of rows of one sample, and how many rows it has, of stored numbers (batch, count, 1) for every sample."""
+        found, array = self._rows.get(name), self._trace.constant(name)
+        count = len(found.symbols) if found is not None else 0 if array is None else len(array) // len(places)
+        expected = places[0] + count * np.arange(len(places)).reshape(-1, 1, 1)
+        is_same = places.dtype == np.int64 and places.shape[1] > 0 and places.shape[2] == 1 and (places == expected).all()
+        return (places[0, :, 0], count) if is_same else None
+
+    def _flat(self, name: str, count: int) -> _Rows | None:
+        """Rows (batch * rows, channels), `count` of a sample: computed ones, or stored for every sample of a fixed batch."""
+        rows, array = self._rows.get(name), self._trace.constant(name)
+        if rows is not None and len(rows.symbols) == count and (rows.form == "products" or rows.symbols.shape[1:] == (1,)):
+            return _Rows(rows.symbols.reshape(-1), rows.channels, "products")
+        if array is None or array.ndim != 2 or array.dtype != np.float32 or count == 0 or len(array) % count:
+            return None
+        samples = array.reshape(-1, count, array.shape[1])
+        if len(samples) not in self._batches() or (samples != samples[:1]).any():
+            return None
+        return _Rows(np.array([self._symbols.constant(row) for row in samples[0]], dtype=np.int64), array.shape[1], "products")
 
     def _elementwise(self, node: Node) -> _Rows | None:
         rows = [found for name in node.inputs if (found := self._of(name)) is not None]
@@ -230,7 +264,8 @@ _READERS: Mapping[str, Callable[[RowsReader, Node], _Rows | None]] = {
     "Expand": RowsReader._expand,
     "Gather": RowsReader._gather,
     "Gemm": RowsReader._gemm,
+    "MatMul": RowsReader._matmul,
     "Reshape": RowsReader._reshape,
-    "Sum": RowsReader._sum,
+    "ScatterND": RowsReader._scatter,
     "Transpose": RowsReader._transpose,
 }

@@ -93,10 +93,21 @@ def test_several_operators_between_masked_layers(chain: Sequence[tuple[str, dict
     assert_same(net.model(net.convolve(x, "second", (8, 8), keep)), ["first", "second"])
 
 
-def test_operators_of_older_files_are_enough() -> None:
+@pytest.mark.parametrize("opset", [13, 15, 17])
+def test_operators_of_older_files_are_enough(opset: int) -> None:
+    """Before 16 nothing can be added to rows, so that windows are multiplied as a whole."""
     model = residual_network()
-    model.opset_import[0].version = 13
-    assert_same(model, ["a.conv1", "a.conv2"], 2)
+    model.opset_import[0].version = opset
+    rewritten = assert_same(model, ["a.conv1", "a.conv2"], 2)
+    assert ("ScatterND" in {node.op_type for node in rewritten.graph.node}) == (opset >= 16)
+
+
+def test_a_file_may_be_rewritten_for_samples_that_are_many() -> None:
+    """Rows of later samples are reached where products are added, whether the file fixes the batch or not."""
+    for batch in (5, "batch"):
+        model = residual_network(batch=batch)
+        rewritten = assert_same(model, ["a.conv1", "a.conv2", "b.conv1", "b.conv2"], 5)
+        assert "ScatterND" in {node.op_type for node in rewritten.graph.node}
 
 
 def test_a_layer_that_nobody_reads_is_left_out() -> None:

@@ -1,6 +1,7 @@
 """The check of the rows form finds whatever is planted into it, and nothing where nothing is wrong."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -55,7 +56,7 @@ def one_bit_of_a_weight(model: onnx.ModelProto) -> None:
     def flip(weight: npt.NDArray[np.generic]) -> None:
         weight.reshape(-1).view(np.uint32)[3] ^= 1
 
-    change(model, next(nodes(model, "Gemm", "b.conv1")).input[1], flip)
+    change(model, next(node for op in ("Gemm", "MatMul") for node in nodes(model, op, "b.conv1")).input[1], flip)
 
 
 def a_bias(model: onnx.ModelProto) -> None:
@@ -100,9 +101,53 @@ def no_activation(model: onnx.ModelProto) -> None:
     node.op_type = "Identity"
 
 
-def a_segment_added_twice(model: onnx.ModelProto) -> None:
-    node = next(nodes(model, "Sum"))
-    node.input[1] = node.input[0]
+def a_product_added_twice(model: onnx.ModelProto) -> None:
+    first, second = itertools.islice(nodes(model, "ScatterND", "a.conv2"), 2)
+    second.input[2], second.input[1] = first.input[2], first.input[1]
+
+
+def a_product_left_out(model: onnx.ModelProto) -> None:
+    first, second = itertools.islice(nodes(model, "ScatterND", "a.conv2"), 2)
+    second.input[0] = first.input[0]
+
+
+def a_product_in_place_of_what_was_there(model: onnx.ModelProto) -> None:
+    del next(nodes(model, "ScatterND", "a.conv2")).attribute[:]
+
+
+def a_product_added_to_another_row(model: onnx.ModelProto) -> None:
+    def swap(places: npt.NDArray[np.generic]) -> None:
+        places[:, [0, 1]] = places[:, [1, 0]]
+
+    change(model, next(nodes(model, "Add", "a.conv2")).input[0], swap)
+
+
+def two_products_added_to_one_row(model: onnx.ModelProto) -> None:
+    def repeat(places: npt.NDArray[np.generic]) -> None:
+        places[:, 0] = places[:, 1]
+
+    change(model, next(nodes(model, "Add", "a.conv2")).input[0], repeat)
+
+
+def a_product_added_to_rows_of_another_sample(model: onnx.ModelProto) -> None:
+    def shift(step: npt.NDArray[np.generic]) -> None:
+        step += 1
+
+    change(model, next(nodes(model, "Range")).input[2], shift)
+
+
+def samples_that_start_at_another_row(model: onnx.ModelProto) -> None:
+    def shift(start: npt.NDArray[np.generic]) -> None:
+        start += 1
+
+    change(model, next(nodes(model, "Range")).input[0], shift)
+
+
+def what_is_left_out_of_sums(model: onnx.ModelProto) -> None:
+    def grow(rows: npt.NDArray[np.generic]) -> None:
+        rows[0, 0, np.abs(rows[0, 0]).argmax()] *= 1 + 2.0**-20
+
+    change(model, next(nodes(model, "Expand", "a.conv2.start")).input[0], grow)
 
 
 def a_scaled_product(model: onnx.ModelProto) -> None:
@@ -133,7 +178,14 @@ FAULTS = (
     (the_row_of_zeros, PLAIN),
     (parts_in_another_order, WHOLE),
     (no_activation, ONLY_PRODUCTS),
-    (a_segment_added_twice, ONLY_PRODUCTS),
+    (a_product_added_twice, ONLY_PRODUCTS),
+    (a_product_left_out, ONLY_PRODUCTS),
+    (a_product_in_place_of_what_was_there, ONLY_PRODUCTS),
+    (a_product_added_to_another_row, ONLY_PRODUCTS),
+    (two_products_added_to_one_row, ONLY_PRODUCTS),
+    (a_product_added_to_rows_of_another_sample, ONLY_PRODUCTS),
+    (samples_that_start_at_another_row, ONLY_PRODUCTS),
+    (what_is_left_out_of_sums, ONLY_PRODUCTS),
     (a_scaled_product, WHOLE),
     (rows_of_one_sample_for_all, PLAIN),
 )
@@ -205,3 +257,22 @@ def test_an_output_in_rows_is_no_constant() -> None:
     model.graph.node.remove(next(node for node in model.graph.node if x in node.output))
     model.graph.initializer.append(numpy_helper.from_array(np.zeros((1, 8, 8, 8), np.float32), x))
     assert f"{x}, an output or what a body reads, is not the sparse file's constant" in findings(sparse, model)
+
+
+def test_faults_in_sums_of_a_fixed_batch_are_found() -> None:
+    """Numbers of rows are stored for every sample there, and what the sums begin with is, too."""
+    sparse = residual_network(batch=2)
+    model = in_rows(sparse, LAYERS, ONLY_PRODUCTS)
+    assert findings(sparse, model) == ()
+    node = next(nodes(model, "ScatterND", "a.conv2"))
+
+    def of_another_sample(array: npt.NDArray[np.generic]) -> None:
+        array[1, 0] += 1
+
+    def of_one_sample(array: npt.NDArray[np.generic]) -> None:
+        array[-3, 0] += np.float32(0.01)
+
+    for name, fault in ((node.input[1], of_another_sample), (node.input[0], of_one_sample)):
+        forged = onnx.load_model_from_string(model.SerializeToString())
+        change(forged, name, fault)
+        assert findings(sparse, forged)
