@@ -21,6 +21,7 @@ EXIT_INTERRUPTED = 130
 # Verb -> what it does, in the order of the chain. The command is `command` in masksparse_deploy.cli.cmd_<verb>.
 VERBS = {
     "deploy": "The whole chain of a configuration file, and the verdict.",
+    "forecast": "Estimate, before any training, what 2:4 weights would gain on this machine.",
     "select": "Choose which layers are worth a mask, within a budget of accuracy.",
     "learn": "Choose which weights to keep.",
     "import": "Take over a model that another tool made sparse.",
@@ -30,6 +31,7 @@ VERBS = {
     "rewrite": "Bring 1xN layers and masked positions into the form that runs fastest here.",
     "build": "Build an engine from an ONNX file.",
     "profile": "Time the sparse engine against its dense twin.",
+    "explain": "Which layers run sparse tactics, and why the others do not.",
     "certify": "Prove how far masking can move the outputs.",
     "validate": "Hold the engine's outputs against reference, bound and gates.",
     "gate": "Judge a finished run by the gates of a file, for CI.",

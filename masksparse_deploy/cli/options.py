@@ -128,7 +128,7 @@ class _Choice(click.Choice[str]):
 
 
 def _without_none(annotation: Any) -> Any:
-    if isinstance(annotation, types.UnionType):
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):  # a Literal or None is the latter
         return next(part for part in typing.get_args(annotation) if part is not type(None))
     return annotation
 

@@ -1,4 +1,4 @@
-"""A machine made of numbers: engines take as long as a function of their model and of the permission for sparse tactics says."""
+"""A machine made of numbers: times are a function of the model and of the permission for sparse tactics."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
