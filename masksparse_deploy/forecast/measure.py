@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +12,19 @@ import numpy.typing as npt
 import onnx
 
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
-from masksparse_deploy.core.config import EngineOptions, ForecastOptions
+from masksparse_deploy.core.config import EngineOptions, ForecastOptions, ProfileOptions
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.core.files import write_atomic
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.plans import metadata_path
 from masksparse_deploy.engine.protocol import Backend, DeviceTimed, Session
-from masksparse_deploy.profiling.sampling import Clock
+from masksparse_deploy.profiling.sampling import Clock, Timer, sample_timers, stopwatch
 
 __all__ = ["Candidate", "Timing", "time_in_turn"]
 
 _WARMUP_COUNT = 5
-_MS_PER_S = 1000.0
 # No clock that is read here tells less apart.
 _SHORTEST_MS = 1e-6
-
-# Runs one inference and returns its milliseconds.
-Timer = Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -90,7 +86,13 @@ def time_in_turn(
             sessions[name] = stack.enter_context(backend.open(metadata_path(folder, name), threads=threads))
         batches = [candidate.options.batch for candidate in candidates.values()]
         timers = _timers(sessions, batches, clock, options.seed)
-        samples = _rounds(timers, options, progress)
+        rounds = ProfileOptions(
+            rounds=options.rounds,
+            inferences_per_round=options.inferences_per_round,
+            warmup=_WARMUP_COUNT,
+            seed=options.seed,
+        )
+        samples = sample_timers(timers, rounds, progress=progress)
     return Timing(
         round_ms={name: np.maximum(np.median(rows, axis=1), _SHORTEST_MS) for name, rows in samples.items()}, engines=engines
     )
@@ -104,33 +106,8 @@ def _timers(sessions: Mapping[str, Session], batches: list[int], clock: Clock, s
         images[name] = np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
     on_device = {name: session for name, session in sessions.items() if isinstance(session, DeviceTimed)}
     if len(on_device) < len(sessions):
-        return {name: _on_host(session.prepare(images[name]), clock) for name, session in sessions.items()}
+        return {name: stopwatch(session.prepare(images[name]), clock) for name, session in sessions.items()}
     try:
         return {name: session.time_on_device(images[name], cuda_graph=True) for name, session in on_device.items()}
     except MachineError:  # what cannot be recorded as a graph is launched kernel by kernel, in all engines alike
         return {name: session.time_on_device(images[name], cuda_graph=False) for name, session in on_device.items()}
-
-
-def _on_host(infer: Callable[[], None], clock: Clock) -> Timer:
-    def timed() -> float:
-        start = clock()
-        infer()
-        return _MS_PER_S * (clock() - start)
-
-    return timed
-
-
-def _rounds(timers: Mapping[str, Timer], options: ForecastOptions, progress: Progress) -> dict[str, npt.NDArray[np.float64]]:
-    """The times of each engine, float64 (rounds, inferences a round), milliseconds."""
-    order = np.random.default_rng(options.seed)
-    names = list(timers)
-    times = {name: np.zeros((options.rounds, options.inferences_per_round)) for name in names}
-    for timer in timers.values():
-        for _ in range(_WARMUP_COUNT):
-            timer()
-    for number in range(options.rounds):
-        for index in order.permutation(len(names)):
-            name = names[index]
-            times[name][number] = [timers[name]() for _ in range(options.inferences_per_round)]
-        progress("timing", number + 1, options.rounds)
-    return times
