@@ -18,11 +18,22 @@ from masksparse_deploy.core.artifacts.certificate import (
 )
 from masksparse_deploy.core.artifacts.document import Interval, SkippedLayer
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact, EngineLayer
+from masksparse_deploy.core.artifacts.gpu_state import GpuReading, GpuState
 from masksparse_deploy.core.artifacts.learning import LearnReport, MaskedLayer, MethodAccuracy, Share, TrainingPoint
 from masksparse_deploy.core.artifacts.rewriting import LayerRewrite, RewriteReport, TimedForm
 from masksparse_deploy.core.artifacts.selection import Assigned, LayerSelection, LayerSensitivity, Measured, SelectionStep
 from masksparse_deploy.core.artifacts.survival import LayerSurvival, StageState
-from masksparse_deploy.core.artifacts.timing import Latency, ProfileReport, RunConditions, Speedup
+from masksparse_deploy.core.artifacts.timing import (
+    BuildTime,
+    EndToEnd,
+    EngineRatio,
+    EngineRole,
+    Latency,
+    LayerTime,
+    ProfileReport,
+    RunConditions,
+    Speedup,
+)
 from masksparse_deploy.core.artifacts.validation import Check, DeviationQuantile, LayerDeviation, ValidationReport
 from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
@@ -306,6 +317,69 @@ def make_profile(
             details={"clock_resolution_ns": "41", "load_average": "0.8"},
         ),
         invalid_because=invalid_because,
+    )
+
+
+def make_gpu_profile(build_count: int = 3) -> ProfileReport:
+    """As of three engines on a GPU, with all that is recorded there."""
+    plain = make_profile(1.31, gpu=True)
+    pairs: tuple[tuple[EngineRole, EngineRole, float], ...] = (
+        ("dense", "sparse", 1.31),
+        ("forbidden", "sparse", 1.29),
+        ("dense", "forbidden", 1.01),
+    )
+    ratios = tuple(
+        EngineRatio(
+            slower=slower,
+            faster=faster,
+            ratio=ratio,
+            interval=Interval(low=ratio - 0.04, high=ratio + 0.04, confidence=0.9),
+            conclusion="not told apart" if ratio < 1.04 else "faster",
+            of_builds=tuple(ratio + 0.01 * step for step in range(-3, 4)) if build_count > 1 else (ratio,),
+        )
+        for slower, faster, ratio in pairs
+    )
+    roles: tuple[EngineRole, ...] = ("dense", "forbidden", "sparse")
+    builds = tuple(
+        BuildTime(engine=role, number=number, engine_sha256="a" * 64, median_ms=1.5, sparse_kernels="3 of 9 layers")
+        for role in roles
+        for number in range(1, build_count + 1)
+    )
+    layers = tuple(
+        LayerTime(
+            engine=role, name=name, onnx_nodes=nodes, tactic=f"{role}_kernel" if nodes else "", median_ms=ms, share=ms / 1.5
+        )
+        for role in roles
+        for name, nodes, ms in (("conv + relu", ("node_conv", "node_relu"), 1.2), ("copy <format>", (), 0.3))
+    )
+    reading = GpuReading(
+        when="during",
+        sm_clock_mhz=1755,
+        memory_clock_mhz=2619,
+        temperature_c=61,
+        power_w=412.0,
+        clock_limits=("power cap",),
+        other_process_count=None,
+    )
+    state = GpuState(
+        driver_version="580.82",
+        highest_sm_clock_mhz=1980,
+        highest_memory_clock_mhz=2619,
+        power_limit_w=700.0,
+        persistence_mode=True,
+        mig=None,
+        readings=(reading, reading.model_copy(update={"when": "end", "sm_clock_mhz": 1500, "clock_limits": None})),
+    )
+    return plain.model_copy(
+        update={
+            "clock": "CUDA events",
+            "forbidden": make_latency(1.48, 3),
+            "ratios": ratios,
+            "builds": builds,
+            "end_to_end": EndToEnd(dense=plain.dense, sparse=plain.sparse, speedup=plain.speedup),
+            "layers": layers,
+            "gpu": state,
+        }
     )
 
 
