@@ -11,10 +11,12 @@ from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
+from masksparse_deploy.core.artifacts.sparse_tactics import SparseTactics
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.errors import UsageError
+from masksparse_deploy.pipeline.explaining import WHY_NOT_SPARSE
 from masksparse_deploy.pipeline.stamps import package_versions
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import write_report
@@ -28,6 +30,7 @@ REPORTED = (
     "dense.engine.json",
     "sparse.engine.json",
     "profile.json",
+    WHY_NOT_SPARSE,
     "certificate.json",
     "validation.json",
 )
@@ -65,6 +68,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),
         sparse_engine=_read(EngineArtifact, folder / "sparse.engine.json"),
         profile=_read(ProfileReport, folder / "profile.json"),
+        why_not_sparse=_read(SparseTactics, folder / WHY_NOT_SPARSE),
         certificate=_read(Certificate, folder / "certificate.json"),
         validation=_read(ValidationReport, folder / "validation.json"),
         provenance=Provenance(command=command, date=date, config_text=config_text, versions=package_versions()),

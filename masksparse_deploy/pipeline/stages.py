@@ -8,6 +8,7 @@ from masksparse_deploy.core.config import Options
 from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.pipeline.baking import bake_model
+from masksparse_deploy.pipeline.explaining import WHY_NOT_SPARSE, explain_files
 from masksparse_deploy.pipeline.job import Job, source_digest
 from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, report_folder
 from masksparse_deploy.pipeline.rewriting import REWRITE, REWRITTEN, built_from, rewrite_job, rewrite_outputs
@@ -164,6 +165,13 @@ def _profile(job: Job, progress: Progress) -> None:
     )
     report = profile_builds(builds, job.test.images, job.config.engine, job.config.profile, progress=progress)
     report.write(job.out / "profile.json")
+    explained = explain_files(
+        job.out / built_from(job.out),
+        job.out / "sparse.engine.json",
+        dense=job.out / "dense.engine.json",
+        profile=job.out / "profile.json",
+    )
+    explained.write(job.out / WHY_NOT_SPARSE)
 
 
 def _certify_inputs(job: Job) -> dict[str, Any]:
@@ -254,7 +262,7 @@ STAGES = (
     Stage("bake", _bake_outputs, _bake_inputs, _bake),
     Stage("rewrite", rewrite_outputs, _rewrite_inputs, rewrite_job),
     Stage("build", _build_outputs, _build_inputs, _build),
-    Stage("profile", _fixed("profile.json"), _profile_inputs, _profile),
+    Stage("profile", _fixed("profile.json", WHY_NOT_SPARSE), _profile_inputs, _profile),
     Stage("certify", _fixed("certificate.json"), _certify_inputs, _certify),
     Stage("validate", _fixed("validation.json"), _validate_inputs, _validate),
     Stage("report", _fixed("report.html"), _report_inputs, _report),

@@ -105,7 +105,8 @@ def _judgement(
         return Judgement(status="not eligible", reason=layer.reason, evidence="file", action=layer.action)
     if has_kernels is False:
         reason = "this runtime has no 2:4 kernels; the file's layer is eligible"
-        action = "build with TensorRT on an NVIDIA GPU (Ampere or newer)"
+        floating = layer.row.dtype in ("float32", "float64")
+        action = f"build{' a file of FP16 or INT8' if floating else ''} with TensorRT on an NVIDIA GPU (Ampere or newer)"
         return Judgement(status="not eligible", reason=reason, evidence="documented", action=action)
     if has_kernels is None:
         reason = f"{engine.backend} does not tell which kernels it runs"
