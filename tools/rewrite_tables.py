@@ -20,13 +20,11 @@ _LOSSES = {
 
 def network_table(results: Sequence[Result]) -> str:
     """One row for each network, pattern, number of threads and runtime."""
-    lines = [
-        "| network | pattern | threads | runtime | dense | zeros | every layer gathered | chosen | spread of the rounds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    columns = ("network", "pattern", "threads", "runtime", "dense", "zeros", "every layer gathered", "unread left out")
+    lines = [_row([*columns, "chosen", "spread of the rounds"]), "|---" * (len(columns) + 2) + "|"]
     for result in results:
         chosen = result["speedups"]["chosen"]
-        ratios = [f"{result['speedups'][name]['geometric_mean']:.2f}x" for name in ("zeros", "gathered")]
+        ratios = [f"{result['speedups'][name]['geometric_mean']:.2f}x" for name in ("zeros", "gathered", "unread left out")]
         cells = [
             result["network"],
             result["pattern"],

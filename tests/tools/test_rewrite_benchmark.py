@@ -51,7 +51,7 @@ def fake_runtime(milliseconds: Mapping[str, float]) -> Any:
     return timed
 
 
-TIMES = {"dense": 3.0, "zeros": 3.0, "gathered": 1.5, "chosen": 1.0}
+TIMES = {"dense": 3.0, "zeros": 3.0, "gathered": 1.5, "unread left out": 1.2, "chosen": 1.0}
 
 
 def run(out: Path, *more: str) -> int:
@@ -64,7 +64,7 @@ def test_tables_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert run(tmp_path, "--threads", "1") == 0
     printed = capsys.readouterr().out
     assert (
-        "| small | 1x16@0.5/16 | 1 | onnxruntime 1.0 | 4.50 ms | 1.00x | 2.00x | **3.00x** [3.00, 3.00] | 3.00 to 3.00 |"
+        "| small | 1x16@0.5/16 | 1 | onnxruntime 1.0 | 4.50 ms | 1.00x | 2.00x | 2.50x | **3.00x** [3.00, 3.00] | 3.00 to 3.00 |"
         in printed
     )
     assert "### small, 1x16@0.5/16, 1 thread" in printed
