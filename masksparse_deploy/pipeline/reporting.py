@@ -12,6 +12,7 @@ from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.sparse_tactics import SparseTactics
+from masksparse_deploy.core.artifacts.sweeping import SweepReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
@@ -21,7 +22,7 @@ from masksparse_deploy.pipeline.stamps import package_versions
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import write_report
 
-__all__ = ["REPORTED", "SELECTION", "UPDATE", "report_folder"]
+__all__ = ["REPORTED", "SELECTION", "SWEEP", "UPDATE", "report_folder"]
 
 # Every artifact that the report shows.
 REPORTED = (
@@ -38,6 +39,7 @@ REPORTED = (
 # Shown as well where they lie in the folder; no stage of the chain writes them.
 SELECTION = "selection.json"
 UPDATE = "update.json"
+SWEEP = "sweep.json"
 
 _D = TypeVar("_D", bound=Document)
 
@@ -68,6 +70,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
         dense_engine=_read(EngineArtifact, folder / "dense.engine.json"),
         sparse_engine=_read(EngineArtifact, folder / "sparse.engine.json"),
         profile=_read(ProfileReport, folder / "profile.json"),
+        sweep=_read(SweepReport, folder / SWEEP),
         why_not_sparse=_read(SparseTactics, folder / WHY_NOT_SPARSE),
         certificate=_read(Certificate, folder / "certificate.json"),
         validation=_read(ValidationReport, folder / "validation.json"),

@@ -10,6 +10,7 @@ from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
 from masksparse_deploy.core.artifacts.sparse_tactics import SparseTactics
+from masksparse_deploy.core.artifacts.sweeping import SweepReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.updating import UpdateReport
 from masksparse_deploy.core.artifacts.validation import ValidationReport
@@ -42,6 +43,7 @@ class ReportInputs:
         name: of the network or the job, for the title.
         selection: optional; the report is silent where there is none.
         update: likewise.
+        sweep: likewise.
         why_not_sparse: likewise.
         rewrite: likewise, also where no layer could be rewritten.
     """
@@ -55,6 +57,7 @@ class ReportInputs:
     dense_engine: EngineArtifact | None = None
     sparse_engine: EngineArtifact | None = None
     profile: ProfileReport | None = None
+    sweep: SweepReport | None = None
     why_not_sparse: SparseTactics | None = None
     certificate: Certificate | None = None
     validation: ValidationReport | None = None

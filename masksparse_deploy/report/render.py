@@ -23,6 +23,7 @@ from masksparse_deploy.report.plots import (
 )
 from masksparse_deploy.report.position_pictures import position_pictures
 from masksparse_deploy.report.rewrite_plot import rewrite_plot
+from masksparse_deploy.report.sweep_plot import sweep_plot
 
 __all__ = ["REPORT_NAME", "render_report", "write_report"]
 
@@ -87,6 +88,8 @@ def _plots(inputs: ReportInputs) -> Iterator[Plot]:
     if inputs.profile is not None:
         yield latency_plot(inputs.profile)
         yield speedup_plot(inputs.profile)
+    if inputs.sweep is not None and inputs.sweep.points:
+        yield sweep_plot(inputs.sweep)
     if inputs.rewrite is not None and any(layer.speedup is not None for layer in inputs.rewrite.layers):
         yield rewrite_plot(inputs.rewrite, _layer_names(inputs))
     if inputs.validation is not None:
