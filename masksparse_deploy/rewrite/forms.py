@@ -49,7 +49,7 @@ DENSE = Form("dense")
 _PART_BYTES = (2**21, 2**20)
 
 
-def forms_of(site: Site, channel_block: int, positions: int = 0) -> tuple[Form, ...]:
+def forms_of(site: Site, channel_block: int, positions: int = 0, *, can_add: bool = True) -> tuple[Form, ...]:
     """The forms, besides dense, that compute less than the dense layer; the one to expect most of comes last.
 
     Args:
@@ -57,13 +57,14 @@ def forms_of(site: Site, channel_block: int, positions: int = 0) -> tuple[Form, 
         channel_block: channels that the runtime keeps together (core.channel_block).
         positions: how many of every channel are gathered in an inference; 0 if that is not known, for no forms
             in parts.
+        can_add: whether the runtime adds rows to rows of a tensor, as the operator for that says.
     """
     if site.obstacle:
         return ()
-    return (*_gathered(site, channel_block, positions), *_rows(site))
+    return (*_gathered(site, channel_block, positions), *_rows(site, can_add=can_add))
 
 
-def _rows(site: Site) -> tuple[Form, ...]:
+def _rows(site: Site, *, can_add: bool) -> tuple[Form, ...]:
     """Rows for masked positions; with products left out that are with constants, of which there are many behind another mask.
 
     How many depends on the layer before, so that the density is that of the layer's own mask, an upper bound.
@@ -72,7 +73,7 @@ def _rows(site: Site) -> tuple[Form, ...]:
         return ()
     density = float(site.positions.keep.mean())
     whole = Form(name="rows", computed_density=density, costs=WHOLE_WINDOWS)
-    return (whole, replace(whole, variant="products with constants left out", costs=GroupCosts()))
+    return (whole, replace(whole, variant="products with constants left out", costs=GroupCosts(can_add=can_add)))
 
 
 def _gathered(site: Site, channel_block: int, positions: int) -> tuple[Form, ...]:

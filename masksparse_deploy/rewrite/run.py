@@ -102,6 +102,8 @@ class _Run:
         self._stopwatch = stopwatch
         self._progress = progress
         self._block = channel_block()
+        # TensorRT 8.6 leaves the "add" of ScatterND out without saying so (onnx-tensorrt, issue 957)
+        self._can_add = stopwatch.backend.name != "tensorrt"
         self._timed: dict[str, TimedLayer] = {}
         self._obstacles = {site.name: site.obstacle for site in sites if site.obstacle}
         self._remarks = [text for text in (stopwatch.store.remark,) if text]
@@ -148,7 +150,7 @@ class _Run:
     def _time(self, site: Site) -> None:
         size = input_size(self._graph, site) if self._has_fixed_size() else None
         positions = 0 if size is None else gathered_positions(site, size, self._stopwatch.engine_options.batch)
-        forms = (DENSE, *forms_of(site, self._block, positions))
+        forms = (DENSE, *forms_of(site, self._block, positions, can_add=self._can_add))
         if len(forms) == 1 or size is None:
             self._obstacles.setdefault(site.name, _UNKNOWN_SIZE if size is None else _no_form(site))
             return
@@ -164,7 +166,7 @@ class _Run:
 
     def _always(self, source: onnx.ModelProto) -> Choice:
         """Every layer that can be, in the form to expect most of; timed as a whole where the file's sizes are fixed."""
-        forms = {site.name: found[-1] for site in self._sites if (found := forms_of(site, self._block))}
+        forms = {site.name: found[-1] for site in self._sites if (found := forms_of(site, self._block, can_add=self._can_add))}
         if not forms:
             return Choice()
         network = Network(forms=forms, without_unread=True)

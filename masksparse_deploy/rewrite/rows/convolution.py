@@ -1,6 +1,7 @@
 """One convolution as matrix products over gathered rows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +36,7 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor,
         kernel_width=found.kernel[1],
         in_channels=source.channels,
         out_channels=len(found.weight),
-        costs=costs,
-        can_add=build.can_add,
+        costs=replace(costs, can_add=costs.can_add and build.can_add),
     )
     work = _Convolution(build, found, source, windows)
     is_masked = len(positions) < found.keep.size

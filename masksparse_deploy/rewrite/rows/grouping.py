@@ -50,17 +50,19 @@ class GroupCosts:
 
     Attributes:
         rows_of_weights: reading the weights costs as much as so many rows of the product.
-        operators: the fixed cost of the group's operators, 10 microseconds.
+        operators: the fixed cost of the group's operators, 12 microseconds.
         gathered: copying one number of an input.
         added: adding one number of a product to where it belongs, where there are several segments.
         cached_bytes: a gathered matrix of at most this size is still in the processor's cache when it is multiplied.
+        can_add: whether the runtime has operators to add products up, so that there may be several segments.
     """
 
     rows_of_weights: float = 20
-    operators: float = 500e3
+    operators: float = 700e3
     gathered: float = 15
-    added: float = 40
+    added: float = 60
     cached_bytes: int = 2 << 20
+    can_add: bool = True
 
     def of_groups(self, members: Floats, taps: Floats, channels: tuple[int, int], *, is_added: bool) -> Floats:
         """The cost of groups with so many members and taps, of a convolution with these channels, in and out."""
@@ -69,15 +71,15 @@ class GroupCosts:
         return np.where(taps > 0, taps * (products + self.gathered * members * channels[0]) + added + self.operators, 0)
 
 
-# Weights so dear to read, and products so dear to add, that windows are multiplied as a whole, constants included.
-WHOLE_WINDOWS = GroupCosts(rows_of_weights=1e9, added=1e9)
+# Weights so dear to read that windows are multiplied as a whole, constants included.
+WHOLE_WINDOWS = GroupCosts(rows_of_weights=1e9, can_add=False)
 
 # More kinds of windows than these are not compared pair by pair; the rarest are computed in full instead.
 _MOST_KINDS = 512
 
 
 def plan_groups(
-    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts, can_add: bool = True
+    windows: Indices, *, kernel_width: int, in_channels: int, out_channels: int, costs: GroupCosts
 ) -> tuple[Segment, ...]:
     """Choose segments and groups for a convolution: segments of all taps, of a kernel row or of one tap, whichever cost least.
 
@@ -87,11 +89,10 @@ def plan_groups(
         in_channels: of the convolution.
         out_channels: of the convolution.
         costs: what operators cost.
-        can_add: whether there are operators to add products up, so that there may be several segments.
     """
     tap_count = windows.shape[1]
     every_tap = tuple(range(tap_count))
-    lengths = sorted({1, kernel_width, tap_count}) if can_add else [tap_count]
+    lengths = sorted({1, kernel_width, tap_count}) if costs.can_add else [tap_count]
     options = [tuple(every_tap[start : start + length] for start in range(0, tap_count, length)) for length in lengths]
     plans = []
     for option in options:

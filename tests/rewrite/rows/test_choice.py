@@ -1,12 +1,16 @@
 """Which layers become rows is decided by networks: both ends of a chain cost a transposition, not every layer in it."""
 
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import onnx
 import pytest
 
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.config import EngineOptions, RewriteOptions
+from masksparse_deploy.rewrite import forms
+from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.run import rewrite
 from tests.rewrite.machine import FakeBackend
 from tests.rewrite.rows.models import findings, residual_network
@@ -48,3 +52,22 @@ def test_no_file_is_written_where_no_layer_pays(tmp_path: Path) -> None:
     assert all(layer.reason.startswith("not faster: 0.36x ") for layer in report.layers)
     assert report.rewritten_sha256 is None
     assert not (tmp_path / "out" / "rewritten.onnx").exists()
+
+
+@pytest.mark.parametrize(("backend_name", "is_added"), [("onnxruntime", True), ("tensorrt", False)])
+@pytest.mark.parametrize("mode", ["measured", "always"])
+def test_products_are_added_only_where_the_runtime_does_so(
+    backend_name: str, is_added: bool, mode: Literal["measured", "always"], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT 8.6 would put them in place of what is there, without a word."""
+    monkeypatch.setattr(forms, "GroupCosts", partial(GroupCosts, rows_of_weights=0, operators=0, gathered=0, added=0))
+    backend = FakeBackend(lambda model: 1e-3 * sum(node.op_type in ("Conv", "Where") for node in model.graph.node) + 1e-4)
+    backend.name = backend_name
+    onnx.save(residual_network(), tmp_path / "sparse.onnx")
+    options = RewriteOptions(rounds=10, mode=mode)
+    sources = tmp_path / "sparse.onnx", options, EngineOptions(batch=1, threads=1)
+    report = rewrite(*sources, out=tmp_path / "out", backend=backend, clock=backend.clock)
+    assert {layer.form for layer in report.layers} == {"rows"}
+    timed = [node.op_type for model in backend.built for node in model.graph.node]
+    written = [node.op_type for node in onnx.load(tmp_path / "out" / "rewritten.onnx").graph.node]
+    assert ("ScatterND" in timed + written) == is_added
