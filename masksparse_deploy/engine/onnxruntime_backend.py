@@ -22,7 +22,8 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.batches import check_images, run_in_batches
 from masksparse_deploy.engine.expose import expose_in_plan
 from masksparse_deploy.engine.packages import installed_versions
-from masksparse_deploy.engine.plans import metadata_path, read_plan
+from masksparse_deploy.engine.plans import metadata_path as written_metadata_path
+from masksparse_deploy.engine.plans import read_plan
 from masksparse_deploy.engine.processor import available_core_count, processor_facts
 from masksparse_deploy.engine.protocol import Images, Session
 from masksparse_deploy.engine.source import Source, read_source
@@ -45,6 +46,7 @@ class OnnxRuntimeBackend:
     """Builds and runs engines with ONNX Runtime's CPU provider."""
 
     name = "onnxruntime"
+    refit_rebuilds = True
 
     def status(self) -> BackendStatus:
         """Whether ONNX Runtime can be imported here, and its version."""
@@ -101,8 +103,27 @@ class OnnxRuntimeBackend:
             sparse_kernels=_REWRITTEN if source.graph.metadata.get(ROLE) == ROLE_REWRITTEN else _NO_KERNELS,
             own_operators=source.own_operators,
         )
-        artifact.write(metadata_path(folder, name))
+        artifact.write(written_metadata_path(folder, name))
         progress(f"build {name}", 2, 2)
+        return artifact
+
+    def refit(
+        self,
+        metadata_path: Path,
+        onnx_path: Path,
+        folder: Path,
+        *,
+        name: str,
+        changed: tuple[str, ...],
+        progress: Progress = silent,
+    ) -> EngineArtifact:
+        """Build anew with the same options, which takes seconds; see `engine.protocol.Refits`."""
+        old, _ = read_plan(metadata_path, backend=self.name)
+        batch, threads = (int(old.options.get(option, default)) for option, default in (("batch", 1), ("threads", 0)))
+        options = EngineOptions(batch=batch, threads=threads)
+        built = self.build(onnx_path, folder, options, name=name, expose=old.exposed, progress=progress)
+        artifact = built.model_copy(update={"refitted_from_sha256": old.plan_sha256})
+        artifact.write(written_metadata_path(folder, name))
         return artifact
 
     @contextmanager

@@ -12,7 +12,7 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifa
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.progress import Progress, silent
 
-__all__ = ["Backend", "DeviceTimed", "Session"]
+__all__ = ["Backend", "DeviceTimed", "Refits", "Session"]
 
 Images = npt.NDArray[np.float32]
 
@@ -103,5 +103,40 @@ class Backend(Protocol):
 
         Raises:
             ArtifactError: the plan is missing, or its digest is not the recorded one (both are shown).
+            MachineError: the backend does not work on this machine.
+        """
+
+
+@runtime_checkable
+class Refits(Protocol):
+    """A backend that puts new weights into an engine; `engine.refit.run.refit` does so with all checks."""
+
+    @property
+    def refit_rebuilds(self) -> bool:
+        """Whether it cannot change weights, and builds anew with the old engine's options instead."""
+
+    def refit(
+        self,
+        metadata_path: Path,
+        onnx_path: Path,
+        folder: Path,
+        *,
+        name: str,
+        changed: tuple[str, ...],
+        progress: Progress = silent,
+    ) -> EngineArtifact:
+        """Write the engine of `metadata_path` with the weights of `onnx_path`, the same network, to `folder`, as `build` does.
+
+        Args:
+            metadata_path: the old engine.
+            onnx_path: the file with the new weights.
+            folder: where plan and metadata are written.
+            name: stem of the files.
+            changed: names of the constants that differ from those of the engine's file.
+            progress: told how far the work is.
+
+        Raises:
+            UsageError: the engine was not built for new weights, or has no place for one that changed.
+            ArtifactError: the plan is damaged, or the runtime refuses the weights.
             MachineError: the backend does not work on this machine.
         """

@@ -24,6 +24,7 @@ from masksparse_deploy.engine.source import read_source
 from masksparse_deploy.engine.tensorrt_build import build_plan, inspect_engine
 from masksparse_deploy.engine.tensorrt_load import check_runs_here, load_engine
 from masksparse_deploy.engine.tensorrt_log import kept_messages
+from masksparse_deploy.engine.tensorrt_refit import refit_plan
 from masksparse_deploy.engine.tensorrt_session import TensorRTSession
 from masksparse_deploy.engine.tensorrt_versions import is_strongly_typed, recorded_options
 from masksparse_deploy.engine.timing_cache import TimingCache, cache_key, timing_cache_in
@@ -44,6 +45,7 @@ class TensorRTBackend:
     """
 
     name: ClassVar[str] = "tensorrt"
+    refit_rebuilds: ClassVar[bool] = False
     ask_driver: Callable[[], DriverAnswer] = query_driver
 
     def status(self) -> BackendStatus:
@@ -91,13 +93,10 @@ class TensorRTBackend:
             inspected = inspect_engine(trt, engine)
         layers = parse_inspector(inspected)
         findings = (*built.findings, *check_precision(source.graph, layers, binding=is_strongly_typed(trt)))
-        plan_path = make_folder(folder) / f"{name}.plan"
-        write_atomic(plan_path, built.plan)
-        write_atomic(folder / f"{name}.inspector.json", inspected.encode())
         artifact = EngineArtifact(
             backend=self.name,
-            plan=plan_path.name,
-            plan_sha256=sha256_bytes(built.plan),
+            plan="",
+            plan_sha256="",
             source_sha256=source.graph.sha256,
             precision=source.precision,
             options=recorded_options(options),
@@ -110,11 +109,39 @@ class TensorRTBackend:
             findings=findings,
             build_seconds=build_seconds,
             timing_cache_sha256=built.timing_cache_sha256,
-            build_log=_write_log(folder, name, messages.lines),
+            build_log=_write_log(make_folder(folder), name, messages.lines),
         )
-        artifact.write(metadata_path(folder, name))
+        artifact = _write(artifact, built.plan, inspected, folder, name)
         progress(f"build {name}", 2, 2)
         return artifact
+
+    def refit(
+        self,
+        metadata_path: Path,
+        onnx_path: Path,
+        folder: Path,
+        *,
+        name: str,
+        changed: tuple[str, ...],
+        progress: Progress = silent,
+    ) -> EngineArtifact:
+        """Change the weights of a built engine; see `engine.protocol.Refits`."""
+        trt, _, device = self._ready()
+        old, plan = read_plan(metadata_path, backend=self.name)
+        check_runs_here(old, device, _versions(), metadata_path)
+        source = read_source(onnx_path, old.exposed)
+        with kept_messages(trt) as (logger, messages):
+            engine = load_engine(trt, logger, plan, what=str(metadata_path.parent / old.plan), trusted=_is_compatible(old))
+            new_plan = refit_plan(trt, logger, messages, engine, source, changed)
+            inspected = inspect_engine(trt, engine)
+        layers = parse_inspector(inspected)
+        changes = {
+            "source_sha256": source.graph.sha256,
+            "layers": layers,
+            "sparse_kernels": count_sparse(layers),
+            "refitted_from_sha256": old.plan_sha256,
+        }
+        return _write(old.model_copy(update=changes), new_plan, inspected, folder, name)
 
     @contextmanager
     def open(self, metadata_path: Path, *, threads: int = 0) -> Iterator[Session]:
@@ -124,7 +151,7 @@ class TensorRTBackend:
         check_runs_here(artifact, device, _versions(), metadata_path)
         with kept_messages(trt) as (logger, _):
             what = str(metadata_path.parent / artifact.plan)
-            engine = load_engine(trt, logger, plan, what=what, trusted=artifact.options.get("version_compatible") is True)
+            engine = load_engine(trt, logger, plan, what=what, trusted=_is_compatible(artifact))
             batches = {name: int(artifact.options.get(name, 1)) for name in ("batch", "smallest_batch")}
             with TensorRTSession(trt, cudart, engine, exposed=artifact.exposed, **batches) as session:
                 yield session
@@ -140,6 +167,20 @@ class TensorRTBackend:
 
 def _versions() -> dict[str, str]:
     return installed_versions("tensorrt", "cuda-bindings", "polygraphy")
+
+
+def _is_compatible(artifact: EngineArtifact) -> bool:
+    return artifact.options.get("version_compatible") is True
+
+
+def _write(artifact: EngineArtifact, plan: bytes, inspected: str, folder: Path, name: str) -> EngineArtifact:
+    """Write plan, inspector's text and, at the end, the metadata, which are returned with the plan's name and digest."""
+    path = make_folder(folder) / f"{name}.plan"
+    write_atomic(path, plan)
+    write_atomic(folder / f"{name}.inspector.json", inspected.encode())
+    artifact = artifact.model_copy(update={"plan": path.name, "plan_sha256": sha256_bytes(plan)})
+    artifact.write(metadata_path(folder, name))
+    return artifact
 
 
 def _timing_cache(options: EngineOptions, folder: Path, device: DeviceFacts) -> TimingCache | None:

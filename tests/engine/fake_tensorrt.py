@@ -7,6 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts
@@ -90,6 +92,9 @@ class FakeEngine:
         self.num_io_tensors = len(names)
         self.smallest_batch, self.largest_batch = 1, 4
         self.inspected = INSPECTED
+        self.refittable, self.takes_weights = True, True
+        self.weights: dict[str, int] = {}
+        self.content = b"plan"
 
     def get_tensor_name(self, index: int) -> str:
         return self.names[index]
@@ -102,6 +107,9 @@ class FakeEngine:
 
     def get_tensor_dtype(self, name: str) -> type[np.float32]:
         return np.float32
+
+    def serialize(self) -> bytes:
+        return self.content
 
     def create_execution_context(self) -> FakeContext | None:
         return FakeContext(self)
@@ -136,6 +144,49 @@ class FakeNetwork:
 
     def mark_output(self, tensor: Any) -> None:
         self._log.append(("output", tensor.name))
+
+
+class FakeRefitter:
+    """Takes the weights that its engine names in `weights`; those of `missing` must be given too."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.given: dict[str, np.ndarray] = {}
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.engine.weights)
+
+    def set_named_weights(self, name: str, array: np.ndarray) -> bool:
+        assert array.flags.c_contiguous
+        self.given[name] = array
+        return name in self.engine.weights and array.size == self.engine.weights[name]
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.engine.weights if name not in self.given]
+
+    def refit_cuda_engine(self) -> bool:
+        self.engine.content = b",".join(sorted(name.encode() for name in self.given))
+        return self.engine.takes_weights
+
+
+class FakeParserRefitter:
+    """Gives a refitter all initializers of an ONNX file that it asks for."""
+
+    num_errors = 1
+
+    def __init__(self, refitter: FakeRefitter, logger: Any) -> None:
+        self.refitter = refitter
+
+    def refit_from_bytes(self, content: bytes) -> bool:
+        for tensor in onnx.load_model_from_string(content).graph.initializer:
+            if tensor.name in self.refitter.engine.weights:
+                array = onnx.numpy_helper.to_array(tensor)
+                if not self.refitter.set_named_weights(tensor.name, np.ascontiguousarray(array)):
+                    return False
+        return True
+
+    def get_error(self, index: int) -> Any:
+        return SimpleNamespace(desc=lambda: "weights of another count", node_name=lambda: "fc", node_operator=lambda: "Gemm")
 
 
 class FakeTimingCache:
@@ -227,8 +278,10 @@ class FakeTensorRT:
         self.times = b""
         self.refused_times: bytes | None = None
         self.host_code_allowed = False
+        self.Refitter = lambda engine, logger: FakeRefitter(engine)
         if major > 8:
             self.IProgressMonitor = type("IProgressMonitor", (), {})
+            self.OnnxParserRefitter = FakeParserRefitter
 
     def init_libnvinfer_plugins(self, logger: Any, namespace: str) -> bool:
         return True
