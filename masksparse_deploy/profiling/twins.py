@@ -34,7 +34,8 @@ def check_twins(builds: Mapping[EngineRole, Sequence[EngineArtifact]]) -> None:
                     expected = {**expected, SPARSE_TACTICS: False}
                 if expected != found:
                     raise no_twins(field, expected, found, role)
-    for role, source in (("dense", "dense"), ("sparse", "sparse"), ("forbidden", "sparse")):
+    made_from: dict[EngineRole, EngineRole] = {"dense": "dense", "sparse": "sparse", "forbidden": "sparse"}
+    for role, source in made_from.items():
         for engine in builds.get(role, ()):
             expected = builds[source][0].source_sha256
             if engine.source_sha256 != expected:
