@@ -1,6 +1,7 @@
 """The verbs sweep and profile on the files of a tiny model, in this process."""
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from masksparse_deploy.cli.main import run
 from tests.models.make_onnx import residual_pair
+from tests.test_docs_on_digits import commands_of
 
 QUICK = ["--rounds", "10", "--inferences-per-round", "1", "--warmup", "1", "--threads", "1"]
 
@@ -37,6 +39,18 @@ def test_a_sweep_is_written_drawn_and_taken_up_again(
     points = json.loads(capsys.readouterr().out)["points"]
     assert [point["batch"] for point in points] == [1, 2, 4]
     assert points[:2] == before
+
+
+def test_the_documented_sweep_runs(tmp_path: Path, files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On other files of the same names."""
+    (tmp_path / "out" / "digits").mkdir(parents=True)
+    for name in ("dense.onnx", "sparse.onnx"):
+        (tmp_path / name).rename(tmp_path / "out" / "digits" / name)
+    monkeypatch.chdir(tmp_path)
+    (line,) = (line for line in commands_of("profile.md") if line.startswith("masksparse sweep"))
+    assert run([*shlex.split(line)[1:], *QUICK]) in (0, 1)  # 1: other load spoilt a point
+    points = json.loads(Path("out/digits/sweep.json").read_text(encoding="utf-8"))["points"]
+    assert [point["batch"] for point in points] == [1, 8, 64]
 
 
 @pytest.mark.parametrize(
