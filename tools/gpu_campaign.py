@@ -73,9 +73,9 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if not cases:
         raise UsageError(f"no case is named {' or '.join(options.only)}; --dry-run lists all of them")
     if options.dry_run:
-        failed = dry_run(cases, options.work / "dry", print)
-        print(f"{len(cases)} cases, {failed} failed; nothing was run on a GPU")
-        return FAILED if failed else 0
+        failed_count = dry_run(cases, options.work / "dry", print)
+        print(f"{len(cases)} cases, {failed_count} failed; nothing was run on a GPU")
+        return FAILED if failed_count else 0
     backend = get_backend(options.backend)
     status = backend.status()
     if not status.available:

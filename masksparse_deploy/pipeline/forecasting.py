@@ -97,12 +97,14 @@ def _converted(source: Source, options: ForecastOptions) -> onnx.ModelProto:
 
     model = onnx.load_model_from_string(source.content)
     if options.precision == "int8":
-        shape = (_CALIBRATION_COUNT, *source.input_shape[1:])
-        if None in shape:
+        image = [length for length in source.input_shape[1:] if length is not None]
+        if len(image) < len(source.input_shape) - 1:
             raise UsageError(
                 f"the input of the file has the shape {source.input_shape}; export it with a fixed height and width"
             )
-        return quantize(model, np.random.default_rng(options.seed).standard_normal(shape, dtype=np.float32))
+        return quantize(
+            model, np.random.default_rng(options.seed).standard_normal((_CALIBRATION_COUNT, *image), dtype=np.float32)
+        )
     lowered = ir.from_proto(model)
     ConvertFloats("fp16")(lowered)
     return ir.to_proto(lowered)
