@@ -3,10 +3,11 @@
     python -m tools.rows_benchmark --out out/rows
 
 ResNet-18 (random weights, 224 x 224 pixels, batch 1), all 3x3 convolutions masked, layers of one size alike, the stem and the
-shortcuts not: the dense network, the same with masks behind its convolutions, and in rows in two forms, with whole windows and
-with products with constants left out, run in turn in one process. What was timed is kept in the folder, one file for each share
-and number of threads, so that an interrupted run goes on; `--again` times anew. Prints tables in Markdown and writes them to
-report.md. On a machine that does other work too, `--processor-time` with one thread counts only what the process computes.
+shortcuts not: the dense network, the same with masks behind its convolutions, in rows in two forms, with whole windows and with
+products with constants left out, and what the rewrite stage chooses, run in turn in one process. What was timed is kept in the
+folder, one file for each share and number of threads, so that an interrupted run goes on; `--again` times anew. Prints tables
+in Markdown and writes them to report.md. On a machine that does other work too, `--processor-time` with one thread counts only
+what the process computes.
 """
 
 import argparse
@@ -57,7 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=40, help="of timing, one inference of each network")
     parser.add_argument("--processor-time", action="store_true", help="instead of wall time; for one thread only")
-    parser.add_argument("--chosen", action="store_true", help="also what the rewrite stage chooses, which takes a minute each")
+    parser.add_argument(
+        "--chosen",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="also what the rewrite stage chooses by measurement, which takes a minute each",
+    )
     parser.add_argument("--again", action="store_true", help="time networks anew that were timed before")
     options = parser.parse_args(arguments)
     if options.processor_time and options.threads != [1]:
@@ -118,8 +124,8 @@ def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float],
     models = {"dense": dense, "masked": sparse}
     models |= {name: rewritten(sparse, dict.fromkeys(masked, form)) for name, form in FORMS.items()}
     graph = parse_graph(sparse.SerializeToString(), name="sparse")
-    if choose and (chosen := _chosen(sparse, threads)) is not None:
-        models["chosen"] = chosen
+    if choose:
+        models["chosen"] = _chosen(sparse, threads, clock)
     forms = [name for name in models if name not in ("dense", "masked")]
     for name in forms:
         wrong = differences(graph, parse_graph(models[name].SerializeToString(), name=name))
@@ -151,14 +157,14 @@ def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float],
     }
 
 
-def _chosen(sparse: onnx.ModelProto, threads: int) -> onnx.ModelProto | None:
-    """What the rewrite stage makes of the file; None if nothing gets faster."""
+def _chosen(sparse: onnx.ModelProto, threads: int, clock: Callable[[], float]) -> onnx.ModelProto:
+    """What the rewrite stage makes of the file; the file itself if nothing gets faster."""
     with tempfile.TemporaryDirectory(prefix="masksparse-") as folder:
         path = Path(folder) / "sparse.onnx"
         onnx.save(sparse, path)
-        rewrite(path, RewriteOptions(), EngineOptions(batch=1, threads=threads), out=Path(folder))
+        rewrite(path, RewriteOptions(), EngineOptions(batch=1, threads=threads), out=Path(folder), clock=clock)
         written = Path(folder) / REWRITTEN_NAME
-        return onnx.load(written) if written.exists() else None
+        return onnx.load(written) if written.exists() else sparse
 
 
 def _session(model: onnx.ModelProto, threads: int, profile: Path | None = None) -> Any:

@@ -64,7 +64,8 @@ def surrounded(graph: Graph, site: Site, size: tuple[int, int, int]) -> onnx.Mod
             "constant": site.positions.constant.reshape(1, -1, 1, 1),
         }
         where = helper.make_node("Where", ["keep", "computed", "constant"], ["masked"], name="where")
-        where.metadata_props.extend(_properties(site.positions.where.metadata))
+        # by the name here, so that layers alike are the same model, whose times are taken once
+        where.metadata_props.extend(_properties({**site.positions.where.metadata, keys.POSITIONS_LAYER: LAYER}))
         nodes.append(where)
     nodes += [
         helper.make_node("Relu", [nodes[-1].output[0]], ["active"], name="relu"),

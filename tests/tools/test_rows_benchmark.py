@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from masksparse_deploy.graph.positions import position_masks
 from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.rewrite.forms import rewritten
 from tests.rewrite.rows.models import Network
 from tools import rows_benchmark
 
@@ -35,11 +36,17 @@ def test_a_run_is_kept_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rows_benchmark, "resnet18", small)
+    # the stage itself has tests of its own, and takes longer
+    masked = rows_benchmark.with_positions(small(), 0.5)
+    form = rows_benchmark.FORMS["rows"]
+    chosen = rewritten(masked, {"layers.0.0.conv2": form})
+    monkeypatch.setattr(rows_benchmark, "_chosen", lambda sparse, threads, clock: chosen)
     arguments = ["--out", str(tmp_path), "--rates", "0.5", "--threads", "1", "--rounds", "4"]
     assert rows_benchmark.main(arguments) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert [line.split(" | ")[:3] for line in lines[2:4]] == [
+    assert [line.split(" | ")[:3] for line in lines[2:5]] == [
+        ["| 50%", "1", "chosen"],
         ["| 50%", "1", "rows"],
         ["| 50%", "1", "rows, constants left out"],
     ]
@@ -49,6 +56,7 @@ def test_a_run_is_kept_and_reported(
     # 2 layers of half of 64 positions, 9 taps, 3 and 8 channels to 8
     assert kept["products"]["rows"] == 32 * 9 * (3 + 8) * 8
     assert kept["products"]["dense"] == 2 * kept["products"]["rows"]
+    assert kept["products"]["chosen"] == 9 * (64 * 3 + 32 * 8) * 8
     monkeypatch.setattr(rows_benchmark, "resnet18", None)  # nothing is computed again
     assert rows_benchmark.main(arguments) == 0
     assert capsys.readouterr().out == text

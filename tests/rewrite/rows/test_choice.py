@@ -9,9 +9,12 @@ import pytest
 
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.config import EngineOptions, RewriteOptions
+from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.rewrite import forms
 from masksparse_deploy.rewrite.rows.grouping import GroupCosts
 from masksparse_deploy.rewrite.run import rewrite
+from masksparse_deploy.rewrite.sites import find_sites
+from masksparse_deploy.rewrite.surroundings import surrounded
 from tests.rewrite.machine import FakeBackend
 from tests.rewrite.rows.models import findings, residual_network
 
@@ -71,3 +74,14 @@ def test_products_are_added_only_where_the_runtime_does_so(
     timed = [node.op_type for model in backend.built for node in model.graph.node]
     written = [node.op_type for node in onnx.load(tmp_path / "out" / "rewritten.onnx").graph.node]
     assert ("ScatterND" in timed + written) == is_added
+
+
+def test_layers_that_do_the_same_are_timed_as_one() -> None:
+    """The models that stand for two layers of one size, channels and mask differ in the values of weights alone."""
+    graph = parse_graph(residual_network().SerializeToString(), name="sparse")
+    sites = {site.name: site for site in find_sites(graph)}
+    first, second = (surrounded(graph, sites[name], (8, 8, 8)) for name in ("a.conv1", "a.conv2"))
+    assert first.SerializeToString() != second.SerializeToString()
+    for model in (first, second):
+        del model.graph.initializer[:]
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
