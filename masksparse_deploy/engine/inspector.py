@@ -1,12 +1,17 @@
 """What TensorRT's engine inspector tells about each layer: a pure parser of its JSON.
 
 The schema is the one of `ProfilingVerbosity.DETAILED`; below it the layers are bare names. All that differs between versions is
-here: the list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11; layers made by the
-graph compiler Myelin have neither `ParameterType` nor `Weights`; versions before 8.6 have no `StreamId` and no `Metadata`; with
-dynamic shapes `Format/Datatype` says that it is not available. What is missing leaves a field empty.
+here. The list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11. A tensor has one
+`Format/Datatype`, or, as in TensorRT-RTX, `Format` and `Datatype`; with dynamic shapes it may say that it is not available.
+Weights are `Weights`, or, in layers made by the graph compiler Myelin, the largest of the `Constants`; such layers have no
+`ParameterType`, and may name a placeholder as tactic. ONNX nodes are joined by a record separator, or by a unit separator.
+Versions before 8.6 have no `StreamId` and no `Metadata`. What is missing leaves a field empty.
 """
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from masksparse_deploy.core.artifacts.engines import EngineLayer
@@ -16,9 +21,11 @@ from masksparse_deploy.engine.tactic_names import read_tactic
 __all__ = ["count_sparse", "onnx_nodes", "parse_inspector"]
 
 _TENSOR_KEYS = ("Bindings", "I/O Tensors")
-_METADATA_SEPARATOR = "\x1e"
+_METADATA_SEPARATOR = re.compile("[\x1e\x1f]")
 _METADATA_PREFIX = "[ONNX Layer: "
 _NOT_TOLD = "N/A"
+# What Myelin writes where a kernel is chosen later.
+_PLACEHOLDER = "STUB"
 
 
 def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
@@ -55,8 +62,8 @@ def count_sparse(layers: tuple[EngineLayer, ...]) -> str:
 
 
 def onnx_nodes(metadata: str) -> tuple[str, ...]:
-    """Names of the ONNX nodes in a layer's metadata, as "[ONNX Layer: a]" joined by the record separator."""
-    parts = metadata.split(_METADATA_SEPARATOR)
+    """Names of the ONNX nodes in a layer's metadata, as "[ONNX Layer: a]" joined by a separator."""
+    parts = _METADATA_SEPARATOR.split(metadata)
     named = (part.removeprefix(_METADATA_PREFIX).removesuffix("]") for part in parts if part.startswith(_METADATA_PREFIX))
     return tuple(dict.fromkeys(name for name in named if name))
 
@@ -72,8 +79,7 @@ def _layer(entry: Any) -> EngineLayer:
     tactic = str(entry.get("TacticName", ""))
     has_sparse_weights = _number(entry.get("HasSparseWeights"))
     is_sparse, reason = _verdict(tactic, bool(has_sparse_weights))
-    weights = entry.get("Weights")
-    weights = weights if isinstance(weights, dict) else {}
+    weight_dtype, weight_count = _weights(entry)
     return EngineLayer(
         name=entry["Name"],
         onnx_nodes=onnx_nodes(str(entry.get("Metadata", ""))),
@@ -84,19 +90,37 @@ def _layer(entry: Any) -> EngineLayer:
         parameter_type=str(entry.get("ParameterType", "")),
         inputs=_formats(entry.get("Inputs")),
         outputs=_formats(entry.get("Outputs")),
-        weight_dtype=str(weights.get("Type", "")),
-        weight_count=_number(weights.get("Count")),
+        weight_dtype=weight_dtype,
+        weight_count=weight_count,
         has_sparse_weights=None if has_sparse_weights is None else bool(has_sparse_weights),
         tactic_value=str(entry.get("TacticValue", "")),
         stream=_number(entry.get("StreamId")),
     )
 
 
+def _weights(entry: Mapping[str, Any]) -> tuple[str, int | None]:
+    """Type and number of the layer's weights."""
+    weights = entry.get("Weights")
+    if isinstance(weights, dict):
+        return str(weights.get("Type", "")), _number(weights.get("Count"))
+    found = [constant for constant in _tensors(entry.get("Constants")) if isinstance(constant.get("Dimensions"), list)]
+    largest = max(found, key=lambda constant: math.prod(constant["Dimensions"]), default=None)
+    return ("", None) if largest is None else (str(largest.get("Datatype", "")), math.prod(largest["Dimensions"]))
+
+
 def _formats(tensors: Any) -> tuple[str, ...]:
-    """The format of each tensor, empty where it is not told."""
-    listed = tensors if isinstance(tensors, list) else []
-    found = (str(tensor.get("Format/Datatype", "")) if isinstance(tensor, dict) else "" for tensor in listed)
-    return tuple("" if text.startswith(_NOT_TOLD) else text for text in found)
+    """Type and format of each tensor, empty where it is not told."""
+    return tuple(_format(tensor) for tensor in _tensors(tensors))
+
+
+def _format(tensor: Mapping[str, Any]) -> str:
+    apart = ", ".join(str(tensor[key]) for key in ("Datatype", "Format") if key in tensor)
+    text = str(tensor.get("Format/Datatype", apart))
+    return "" if text.startswith(_NOT_TOLD) else text
+
+
+def _tensors(tensors: Any) -> tuple[Mapping[str, Any], ...]:
+    return tuple(tensor for tensor in tensors if isinstance(tensor, dict)) if isinstance(tensors, list) else ()
 
 
 def _number(value: Any) -> int | None:
@@ -108,6 +132,8 @@ def _verdict(tactic: str, has_sparse_weights: bool) -> tuple[bool | None, str]:
         return True, "the tactic's name tells of sparse math"
     if not tactic:
         return None, "the inspector names no tactic for this layer"
+    if _PLACEHOLDER in tactic:
+        return None, "the inspector names a placeholder, not the kernel"
     if has_sparse_weights:
         return False, "the weights allow a sparse tactic; the builder found none, or a dense one was faster"
     return False, "a dense tactic; the inspector does not report sparse weights"

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from masksparse_deploy.core.artifacts.engines import EngineLayer
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.inspector import count_sparse, parse_inspector
 
@@ -34,7 +35,7 @@ def test_only_the_tactic_proves_sparse_math(path: Path) -> None:
 
 
 def test_there_is_a_file_for_each_version() -> None:
-    assert {path.name.split("-")[1].partition(".")[0] for path in ALL_FILES} == {"8", "10", "11"}
+    assert {path.name.split("-")[1].partition(".")[0] for path in ALL_FILES} >= {"8", "10", "11"}
 
 
 @pytest.mark.parametrize("tactic", ["sm80_xmma_fprop_sparse_conv_x", "cutlass_SPTENSOR16x8x32", "sm80_spmma_x"])
@@ -69,3 +70,35 @@ def test_other_text_is_refused(text: str) -> None:
 def test_a_layer_without_a_name_is_refused() -> None:
     with pytest.raises(ArtifactError, match="without a name"):
         parse_inspector('{"Layers": [{"TacticName": "x"}], "Bindings": []}')
+
+
+def quoted(name: str) -> dict[str, EngineLayer]:
+    text = (GOLDEN / f"inspector-{name}.json").read_text(encoding="utf-8")
+    return {layer.name: layer for layer in parse_inspector(text)}
+
+
+def test_quoted_int8_layers_of_a_resnet() -> None:
+    first, strided, sparse = quoted("10.1-issue-4020").values()
+    assert [layer.is_sparse for layer in (first, strided, sparse)] == [None, False, True]
+    assert all(layer.has_sparse_weights for layer in (first, strided, sparse))
+    assert sparse.onnx_nodes == ("resnetv15_stage3_conv4_fwd", "resnetv15_stage3_batchnorm4_fwd")
+    assert (sparse.parameter_type, sparse.weight_dtype, sparse.weight_count) == ("Convolution", "Int8", 589824)
+    assert (strided.tactic_value, strided.stream) == ("0x4749124f62d8bd23", 0)
+    assert first.inputs == first.outputs == ("Thirty-two wide channel vectorized row major Int8 format",)
+
+
+def test_quoted_layers_with_dynamic_shapes_and_without_metadata() -> None:
+    *_, convolution = quoted("8-quoted").values()
+    assert (convolution.is_sparse, convolution.has_sparse_weights, convolution.onnx_nodes) == (False, False, ())
+    assert (convolution.layer_type, convolution.inputs, convolution.stream) == ("CaskConvolution", ("",), None)
+
+
+def test_layers_of_myelin_keep_weights_among_constants_and_may_name_no_kernel() -> None:
+    layers = quoted("rtx-1.7.1-listing")
+    layer = layers["a_myl0_3"]
+    assert layer.onnx_nodes == ("a", "a.relu")
+    assert (layer.layer_type, layer.parameter_type, layer.has_sparse_weights) == ("correlation", "", None)
+    assert (layer.weight_dtype, layer.weight_count) == ("Half", 8 * 8 * 3 * 3)
+    assert layer.outputs == ("Half, (NHWC) Channel major format",)
+    assert (layer.is_sparse, layer.reason) == (None, "the inspector names a placeholder, not the kernel")
+    assert layers["__myl_Tran_myl0_7"].weight_count is None

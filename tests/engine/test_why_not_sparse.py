@@ -1,6 +1,7 @@
 """Every layer gets exactly one status with a reason, and contradictions are found."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,11 @@ from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact
 from masksparse_deploy.core.artifacts.sparse_tactics import LayerTactic, SparseTactics
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.build_log import parse_log
+from masksparse_deploy.engine.inspector import parse_inspector
 from masksparse_deploy.engine.why_not_sparse.explain import explain
 from tests.engine.sparse_models import CONVOLUTIONS, SPARSE_HALF, engine_layer, make_engine, make_model, read
 
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 GRAPH, LINT = read(make_model())
 
 
@@ -137,6 +140,14 @@ def test_nothing_tells() -> None:
     report = explained(make_engine(GRAPH, engine_layer("a", "")))
     assert judged(report, "a") == ("unknown", "builder")
     assert judged(report, "b") == ("unknown", "builder")
+
+
+def test_a_node_that_was_split_is_looked_up_where_its_weights_are() -> None:
+    text = (GOLDEN / "inspector-rtx-1.7.1-listing.json").read_text(encoding="utf-8")
+    report = explained(make_engine(GRAPH).model_copy(update={"layers": parse_inspector(text)}))
+    assert layer_of(report, "stem").engine_layer == "stem_myl0_2"  # and not the copy in front of it
+    assert judged(report, "a") == ("unknown", "builder")
+    assert "does not tell which tactic it runs" in layer_of(report, "a").reason
 
 
 def test_a_node_that_no_layer_names() -> None:

@@ -49,6 +49,7 @@ def test_every_stage_leaves_its_artifacts(finished: Path) -> None:
         "dense.engine.json",
         "sparse.engine.json",
         "profile.json",
+        "why_not_sparse.json",
         "certificate.json",
         "validation.json",
         "report.html",

@@ -54,7 +54,7 @@ def explain(
     for layer in of_file:
         found = _carrier(layer, engine)
         judgement = _judgement(layer, found, engine, log, has_kernels)
-        twin = find_twin(layer.names, is_sparse=judgement.status == "sparse", dense=dense, layers=times)
+        twin = find_twin(layer.names, found, is_sparse=judgement.status == "sparse", dense=dense, layers=times)
         tactic = found.tactic if found is not None else ""
         sparse = judgement.status == "sparse"
         asks_why = layer.eligible and has_kernels is True and not sparse
@@ -118,8 +118,8 @@ def _carrier(layer: FileLayer, engine: EngineArtifact) -> EngineLayer | None:
     """The engine's layer that multiplies by the weights: of several that a node was split into, the one that says so."""
     found = carriers(layer.names, engine.layers)
 
-    def rank(candidate: EngineLayer) -> tuple[bool, bool, bool]:
-        return (bool(candidate.is_sparse), candidate.weight_count is not None, bool(read_tactic(candidate.tactic).kind))
+    def rank(candidate: EngineLayer) -> tuple[bool, int, bool]:
+        return bool(candidate.is_sparse), candidate.weight_count or 0, bool(read_tactic(candidate.tactic).kind)
 
     return max(found, key=rank, default=None)
 

@@ -97,10 +97,10 @@ def _from_times(found: EngineLayer, log: BuildLog) -> Judgement | None:
 def _from_names(found: EngineLayer, log: BuildLog | None) -> Judgement:
     """What lists of layers tell, or the inspector alone."""
     listed = log is not None and _is_listed(found, log.eligible)
-    if log is not None and not found.tactic and _is_listed(found, log.chosen):
+    if log is not None and found.is_sparse is None and _is_listed(found, log.chosen):
         reason = "the builder says that it picked a sparse tactic; the inspector does not name it"
         return Judgement(status="sparse", reason=reason, evidence="builder")
-    if not found.tactic and not (log is not None and log.names_chosen):
+    if found.is_sparse is None and not (log is not None and log.names_chosen):
         reason = "the engine does not tell which tactic it runs, and neither does the builder's log"
         return Judgement(status="unknown", reason=reason, evidence="builder", action="build again with the log kept")
     untold = "whether it timed a sparse one is not told"

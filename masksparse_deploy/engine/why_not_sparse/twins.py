@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.engines import EngineArtifact, EngineLayer
 from masksparse_deploy.core.artifacts.sparse_tactics import TacticTimes
 from masksparse_deploy.core.artifacts.timing import EngineRole, LayerTime
 from masksparse_deploy.engine.tactic_names import read_tactic
@@ -33,21 +33,32 @@ class Twin:
         return read_tactic(tactic).sums == "fp16" and read_tactic(self.tactic).sums == "fp32"
 
 
-def find_twin(names: frozenset[str], *, is_sparse: bool, dense: EngineArtifact | None, layers: Sequence[LayerTime]) -> Twin:
+def find_twin(
+    names: frozenset[str],
+    found: EngineLayer | None,
+    *,
+    is_sparse: bool,
+    dense: EngineArtifact | None,
+    layers: Sequence[LayerTime],
+) -> Twin:
     """Look a node up in the other engines.
 
     Args:
         names: of the node in engines.
+        found: the engine's layer that computes it.
         is_sparse: whether it has a sparse tactic; only then do the times of two engines compare a sparse with a dense one.
         dense: the engine of the dense file.
         layers: times of the layers of several engines.
     """
 
     def timed(role: EngineRole) -> LayerTime | None:
-        found = carriers(names, [layer for layer in layers if layer.engine == role])
-        return max(found, key=lambda layer: layer.median_ms, default=None)
+        of_role = carriers(names, [layer for layer in layers if layer.engine == role])
+        # of several layers that a node was split into, the one that takes longest multiplies
+        return max(of_role, key=lambda layer: layer.median_ms, default=None)
 
-    own, same_weights = timed("sparse"), timed("forbidden")
+    name = found.name if found is not None else ""
+    own = next((layer for layer in layers if layer.engine == "sparse" and layer.name == name), None) or timed("sparse")
+    same_weights = timed("forbidden")
     of_dense = [layer.tactic for layer in carriers(names, dense.layers if dense is not None else ()) if layer.tactic]
     tactic = same_weights.tactic if same_weights is not None and same_weights.tactic else next(iter(of_dense), "")
     times: tuple[TacticTimes, ...] = ()
