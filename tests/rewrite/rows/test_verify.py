@@ -131,14 +131,14 @@ def two_products_added_to_one_row(model: onnx.ModelProto) -> None:
 
 def a_product_added_to_rows_of_another_sample(model: onnx.ModelProto) -> None:
     def shift(step: npt.NDArray[np.generic]) -> None:
-        step += 1
+        step.fill(step.item() + 1)
 
     change(model, next(nodes(model, "Range")).input[2], shift)
 
 
 def samples_that_start_at_another_row(model: onnx.ModelProto) -> None:
     def shift(start: npt.NDArray[np.generic]) -> None:
-        start += 1
+        start.fill(start.item() + 1)
 
     change(model, next(nodes(model, "Range")).input[0], shift)
 
