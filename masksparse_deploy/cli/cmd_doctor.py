@@ -3,7 +3,7 @@
 import click
 
 from masksparse_deploy.cli.options import json_option
-from masksparse_deploy.cli.render import doctor_table
+from masksparse_deploy.cli.render_doctor import doctor_table, gpu_lines
 from masksparse_deploy.cli.terminal import console
 
 __all__ = ["command"]
@@ -20,5 +20,8 @@ def command(as_json: bool) -> int:
     if as_json:
         click.echo(canonical_json([status.model_dump(mode="json") for status in statuses]).decode(), nl=False)
     else:
-        console().print(doctor_table(statuses))
+        out = console()
+        for line in gpu_lines(statuses):
+            out.print(line)
+        out.print(doctor_table(statuses))
     return 0 if any(status.available for status in statuses) else 3

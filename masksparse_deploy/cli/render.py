@@ -11,7 +11,7 @@ from masksparse_deploy.core.any_pattern import parse_pattern
 from masksparse_deploy.core.artifacts.baking import BakeReport, LintReport, PaddedLayer
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Interval
-from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifact
+from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.learning import LearnReport, Share
 from masksparse_deploy.core.artifacts.selection import DENSE, LayerSelection
 from masksparse_deploy.core.artifacts.validation import DeviationQuantile, ValidationReport
@@ -21,7 +21,6 @@ __all__ = [
     "bake_lines",
     "certify_lines",
     "check_lines",
-    "doctor_table",
     "engine_lines",
     "learn_lines",
     "lint_table",
@@ -291,19 +290,6 @@ def selection_table(selection: LayerSelection) -> Iterable[Table | str]:
         f"accuracy {_percent(selection.dense_correct / total)} -> {_percent(joint.correct / total)}, "
         f"{joint.drop_points:.2f} points lost ({budget}) with {masks}, {total} {selection.decided_on} images"
     )
-
-
-def doctor_table(statuses: Sequence[BackendStatus]) -> Table:
-    """One row a backend: whether it works, on what, and why not."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("backend", "works", "device", "versions and remedies"):
-        table.add_column(column, overflow="fold")
-    for status in statuses:
-        versions = ", ".join(f"{name} {version}" for name, version in sorted(status.versions.items()))
-        device = status.device.name if status.device is not None else "-"
-        words = "; ".join(text for text in (status.reason, versions) if text)
-        table.add_row(status.backend, "[green]yes[/]" if status.available else "[yellow]no[/]", escape(device), escape(words))
-    return table
 
 
 def _percent(fraction: float) -> str:

@@ -15,7 +15,11 @@ __all__ = ["DriverAnswer", "first_gpu_bus_id", "query_driver"]
 
 _LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 # CUdevice_attribute in cuda.h
-_CAPABILITY_MAJOR, _CAPABILITY_MINOR = 75, 76
+_CAPABILITY_MAJOR, _CAPABILITY_MINOR, _COMPUTE_MODE = 75, 76, 20
+# CUcomputemode in cuda.h
+_COMPUTE_MODES = {0: "default", 2: "prohibited", 3: "exclusive process"}
+# The first with tensor cores for 2:4 weights: Ampere.
+_FIRST_SPARSE = (8, 0)
 _NAME_BYTES = 256
 _BUS_ID_BYTES = 32
 
@@ -82,13 +86,18 @@ def _first_gpu(driver: Any) -> DriverAnswer:
     memory = ctypes.c_size_t()
     _call(driver, "cuDeviceTotalMem_v2", ctypes.byref(memory), device)
     major, minor = (_attribute(driver, attribute, device) for attribute in (_CAPABILITY_MAJOR, _CAPABILITY_MINOR))
+    mode = _attribute(driver, _COMPUTE_MODE, device)
+    text = name.value.decode(errors="replace")
     details = {
         "compute_capability": f"{major}.{minor}",
+        "compute_mode": _COMPUTE_MODES.get(mode, str(mode)),
         "cuda_driver": f"{version.value // 1000}.{version.value % 1000 // 10}",
         "device_count": str(count.value),
         "memory_mib": str(memory.value >> 20),
+        "mig": "yes" if " MIG " in text else "no",  # the driver names a slice of a GPU so
+        "sparse_tensor_cores": "yes" if (major, minor) >= _FIRST_SPARSE else "no",
     }
-    return DriverAnswer(DeviceFacts(kind="cuda", name=name.value.decode(errors="replace"), details=details))
+    return DriverAnswer(DeviceFacts(kind="cuda", name=text, details=details))
 
 
 def _attribute(driver: Any, attribute: int, device: ctypes.c_int) -> int:

@@ -67,7 +67,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """As in the configuration: "onnxruntime" or "tensorrt"."""
+        """As in the configuration, for example "tensorrt"."""
 
     def status(self) -> BackendStatus:
         """Whether this backend works here and why not; never raises and never crashes the process."""

@@ -5,14 +5,23 @@ import difflib
 from masksparse_deploy.core.artifacts.engines import BackendStatus
 from masksparse_deploy.core.errors import MachineError, UsageError
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
+from masksparse_deploy.engine.onnxruntime_providers import CUDA, TENSORRT
 from masksparse_deploy.engine.protocol import Backend
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 
 __all__ = ["all_statuses", "choose_backend", "get_backend"]
 
 
+_TITLES = {
+    "onnxruntime": "ONNX Runtime",
+    "onnxruntime-cuda": "ONNX Runtime's CUDA provider",
+    "onnxruntime-tensorrt": "ONNX Runtime's TensorRT provider",
+    "tensorrt": "TensorRT",
+}
+
+
 def get_backend(name: str) -> Backend:
-    """The backend called `name`, "onnxruntime" or "tensorrt", whether or not it works here; raises UsageError for others."""
+    """The backend called `name` in the configuration, whether or not it works here; raises UsageError for others."""
     backends: dict[str, Backend] = {backend.name: backend for backend in _all_backends()}
     if name not in backends:
         close = difflib.get_close_matches(name, backends, n=1)
@@ -22,9 +31,10 @@ def get_backend(name: str) -> Backend:
 
 
 def choose_backend(name: str) -> tuple[Backend, str]:
-    """The backend for "auto", "onnxruntime" or "tensorrt", and a sentence that says which it is and why.
+    """The backend for a name of the configuration, and a sentence that says which it is and why.
 
-    "auto" takes TensorRT where it works and ONNX Runtime otherwise.
+    "auto" takes TensorRT where it works and ONNX Runtime on the CPU otherwise; ONNX Runtime's other providers run only where
+    they are asked for.
 
     Raises:
         UsageError: there is no such backend.
@@ -54,11 +64,11 @@ def all_statuses() -> tuple[BackendStatus, ...]:
 
 
 def _all_backends() -> tuple[Backend, ...]:
-    return OnnxRuntimeBackend(), TensorRTBackend()
+    return OnnxRuntimeBackend(), TensorRTBackend(), OnnxRuntimeBackend(CUDA), OnnxRuntimeBackend(TENSORRT)
 
 
 def _described(status: BackendStatus) -> str:
-    title = {"onnxruntime": "ONNX Runtime", "tensorrt": "TensorRT"}[status.backend]
+    title = _TITLES[status.backend]
     version = next(iter(status.versions.values()), "")
     place = status.device.name if status.device is not None and status.device.kind == "cuda" else "CPU"
     return f"{title} {version} on {place}".replace("  ", " ")

@@ -10,8 +10,11 @@ from masksparse_deploy.engine.driver import query_driver
 class FakeDriver:
     """A libcuda with one GPU of compute capability 9.0; `failures` maps functions to the error code they return."""
 
-    def __init__(self, count: int = 1, failures: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, count: int = 1, failures: dict[str, int] | None = None, *, name: str = "Fake GPU", mode: int = 0, major: int = 9
+    ) -> None:
         self.count = count
+        self.name, self.mode, self.major = name, mode, major
         self.failures = failures or {}
         self.calls: list[str] = []
 
@@ -27,9 +30,9 @@ class FakeDriver:
             if name in values:
                 arguments[0]._obj.value = values[name]
             if name == "cuDeviceGetName":
-                arguments[0].value = b"Fake GPU"
+                arguments[0].value = self.name.encode()
             if name == "cuDeviceGetAttribute":
-                arguments[0]._obj.value = {75: 9, 76: 0}[arguments[1]]
+                arguments[0]._obj.value = {75: self.major, 76: 0, 20: self.mode}[arguments[1]]
             return 0
 
         return call
@@ -46,10 +49,22 @@ def test_a_gpu_is_described() -> None:
     assert (answer.device.kind, answer.device.name) == ("cuda", "Fake GPU")
     assert answer.device.details == {
         "compute_capability": "9.0",
+        "compute_mode": "default",
         "cuda_driver": "12.8",
         "device_count": "1",
         "memory_mib": str(80 << 10),
+        "mig": "no",
+        "sparse_tensor_cores": "yes",
     }
+
+
+def test_what_limits_a_gpu_is_told() -> None:
+    answer = query_driver(lambda name: FakeDriver(name="NVIDIA A100-SXM4-40GB MIG 1g.5gb", mode=3, major=8))
+    assert answer.device is not None
+    assert (answer.device.details["mig"], answer.device.details["compute_mode"]) == ("yes", "exclusive process")
+    older = query_driver(lambda name: FakeDriver(major=7, mode=9)).device
+    assert older is not None
+    assert (older.details["sparse_tensor_cores"], older.details["compute_mode"]) == ("no", "9")
 
 
 def test_the_driver_is_initialised_first() -> None:

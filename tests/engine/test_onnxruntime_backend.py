@@ -15,6 +15,7 @@ from masksparse_deploy.core.errors import ArtifactError, MachineError, OutputErr
 from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.engine import onnxruntime_backend
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
+from masksparse_deploy.engine.onnxruntime_session import session_settings
 from masksparse_deploy.graph.reader import read_graph
 
 BACKEND = OnnxRuntimeBackend()
@@ -223,5 +224,5 @@ def test_progress_ends_at_the_total(dense_onnx: Path, tmp_path: Path) -> None:
 
 def test_idle_threads_leave_the_cores_to_the_next_engine() -> None:
     # Spinning threads of engines timed in turn made one of ten inferences five times as long.
-    settings = onnxruntime_backend._settings(onnxruntime, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, threads=2)
+    settings = session_settings(onnxruntime, onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL, threads=2)
     assert settings.get_session_config_entry("session.force_spinning_stop") == "1"

@@ -27,7 +27,7 @@ def test_backends_by_name() -> None:
     assert [backend.name for backend in backends] == ["onnxruntime", "tensorrt"]
     with pytest.raises(UsageError, match="did you mean 'tensorrt'"):
         get_backend("tensort")
-    with pytest.raises(UsageError, match="choose one of: onnxruntime, tensorrt"):
+    with pytest.raises(UsageError, match="choose one of: onnxruntime, tensorrt, onnxruntime-cuda"):
         get_backend("x")
 
 
@@ -44,6 +44,16 @@ def test_auto_falls_back_and_says_why(with_driver: Callable[[DriverAnswer], None
     assert backend.name == "onnxruntime"
     assert "on CPU; TensorRT does not work here: the NVIDIA driver reports no GPU" in why
     assert "masksparse doctor" in why
+
+
+def test_auto_never_takes_another_provider(
+    with_driver: Callable[[DriverAnswer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_driver(GPU)
+    monkeypatch.setattr(tensorrt_backend, "is_installed", lambda name: name != "tensorrt")
+    backend, why = choose_backend("auto")
+    assert backend.name == "onnxruntime"
+    assert "on CPU; TensorRT does not work here: not installed: tensorrt" in why
 
 
 def test_what_is_asked_for_is_not_replaced(with_driver: Callable[[DriverAnswer], None]) -> None:
@@ -64,12 +74,12 @@ def test_nothing_works(with_driver: Callable[[DriverAnswer], None], monkeypatch:
     monkeypatch.setattr(onnxruntime_backend, "require", missing)
     with pytest.raises(MachineError, match=r"no GPU.*onnxruntime is broken"):
         choose_backend("auto")
-    assert [status.available for status in all_statuses()] == [False, False]
+    assert [status.available for status in all_statuses()] == [False] * 4
 
 
 def test_statuses_name_versions() -> None:
     statuses = {status.backend: status for status in all_statuses()}
-    assert set(statuses) == {"onnxruntime", "tensorrt"}
+    assert set(statuses) == {"onnxruntime", "onnxruntime-cuda", "onnxruntime-tensorrt", "tensorrt"}
     assert statuses["onnxruntime"].available
     assert statuses["onnxruntime"].versions["onnxruntime"]
     assert all(status.available == (status.reason == "") for status in statuses.values())
