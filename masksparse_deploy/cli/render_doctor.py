@@ -19,9 +19,7 @@ def gpu_lines(statuses: Sequence[BackendStatus]) -> list[str]:
     has_sparse = facts.get("sparse_tensor_cores") == "yes"
     parts = [
         f"compute capability {facts.get('compute_capability', 'unknown')}",
-        "sparse tensor cores"
-        if facts.get("sparse_tensor_cores") == "yes"
-        else "no sparse tensor cores (8.0 and later have them)",
+        "sparse tensor cores" if has_sparse else "no sparse tensor cores (8.0 and later have them)",
         f"{facts.get('memory_mib', '?')} MiB",
         f"driver for CUDA {facts.get('cuda_driver', 'unknown')}",
     ]
