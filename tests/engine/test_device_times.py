@@ -74,6 +74,16 @@ def test_times_of_a_layer_that_runs_twice_are_added() -> None:
     assert recorder.times_ms() == {"body": (3.0, 3.0)}
 
 
+def test_the_recorder_is_what_nvidias_bindings_take() -> None:
+    """TensorRT-RTX's base class of profilers is TensorRT's."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    recorder: Any = layer_recorder(trt)
+    assert isinstance(recorder, trt.IProfiler)
+    recorder.begin()
+    recorder.report_layer_time("conv", 0.25)
+    assert recorder.times_ms() == {"conv": (0.25,)}
+
+
 def test_what_cannot_be_recorded_ends_the_capture(
     session: TensorRTSession, cudart: TimedCudart, monkeypatch: pytest.MonkeyPatch
 ) -> None:

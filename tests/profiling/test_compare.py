@@ -74,6 +74,21 @@ def test_a_speedup_without_sparse_kernels_is_invalid(
     assert all("both engines do the same arithmetic" in reason for reason in report.invalid_because)
 
 
+@pytest.mark.parametrize(
+    "layers", [(), (EngineLayer(name="conv", onnx_nodes=(), tactic="b", is_sparse=False, reason=""),)], ids=len
+)
+def test_engines_of_unknown_or_other_kernels_may_differ(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: tuple[EngineLayer, ...]
+) -> None:
+    clock = FakeClock()
+    backend = FakeBackend(clock, noisy(1.5))
+    monkeypatch.setattr(compare, "get_backend", lambda name: backend)
+    dense = tuple(layer.model_copy(update={"tactic": "a"}) for layer in layers)
+    paths = [write_engine(tmp_path, name, layers=of_name) for name, of_name in (("dense", dense), ("sparse", layers))]
+    report = profile_pair(*paths, IMAGES, ENGINE, ProfileOptions(rounds=20), clock=clock)
+    assert report.invalid_because == ()
+
+
 def test_a_rewritten_engine_may_be_faster_without_sparse_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = FakeClock()
     backend = FakeBackend(clock, noisy(1.5))
