@@ -141,7 +141,8 @@ def rewritten(source: onnx.ModelProto, choice: Mapping[str, Form], *, unread_blo
     if rows:
         transform(model, rows)
     if unread_block is not None:
-        leave_out_unread(model, {name for node in source.graph.node for name in node.output}, unread_block)
+        known = {name for node in source.graph.node for name in node.output}
+        leave_out_unread(model, known | {tensor.name for tensor in source.graph.initializer}, unread_block)
     proto = ir.to_proto(model)
     for tensor in proto.graph.initializer:
         if len(tensor.metadata_props) > 1:  # serializing repeats the properties of a tensor that was read; the last holds

@@ -61,9 +61,11 @@ class Networks:
         return self.compare(current, changed).intervals[1].low > 1
 
     def with_fewer_outputs(self, networks: Iterable[Network]) -> list[Network]:
-        """These, and each without the output channels that nobody reads, where there are such."""
-        found = []
+        """These, each once, and without the output channels that nobody reads, where there are such."""
+        found: list[Network] = []
         for network in networks:
+            if network in found:
+                continue
             fewer = Network(forms=network.forms, without_unread=True)
             has_unread = any(
                 entry.key == HELD_CHANNELS for node in self._model(fewer).graph.node for entry in node.metadata_props

@@ -13,6 +13,7 @@ __all__ = ["Readers", "find_readers", "own_gather"]
 
 _CHANNEL_AXIS = 1
 _IMAGE_RANK = 4
+_SLICE_INPUTS = 4
 # Of one tensor: channel c of the result is made of channel c alone, in the same way for every channel.
 _UNARY = {
     "Abs",
@@ -91,9 +92,10 @@ def find_readers(output: ir.Value, channel_count: int, known: Collection[str]) -
             result = reader.outputs[0]
             if reader.graph is not graph:
                 return None
-            if result.name not in known and reader.op_type in ("Gather", "Slice") and index == 0:
+            is_own = result.name not in known
+            if is_own and _is_selection(reader) and index == 0:
                 selections.append(reader)
-            elif _is_channelwise(reader) or (result.name not in known and reader.op_type == "AveragePool"):
+            elif _is_channelwise(reader) or (is_own and reader.op_type == "AveragePool"):
                 if reader not in between:
                     between.append(reader)
                     tensors.append(result)
@@ -124,6 +126,14 @@ def _take_out(node: ir.Node) -> None:
     for value in parameters:
         if value is not None:
             forget_constant(graph, value)
+
+
+def _is_selection(node: ir.Node) -> bool:
+    """Whether an operator of ours selects channels: a Gather, or a Slice from a start to an end along an axis."""
+    if node.op_type == "Slice":
+        axis = constant_of(node.inputs[3]) if len(node.inputs) == _SLICE_INPUTS else None
+        return axis is not None and axis.numpy().tolist() == [_CHANNEL_AXIS]
+    return node.op_type == "Gather" and node.attributes.get_int("axis", 0) == _CHANNEL_AXIS
 
 
 def _is_channelwise(node: ir.Node) -> bool:

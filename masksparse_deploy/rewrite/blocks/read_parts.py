@@ -6,7 +6,7 @@ from masksparse_deploy.graph.model import Node, WeightedLayer
 from masksparse_deploy.rewrite.blocks.read_back import computed_bias, held_channels, wrong_setting, wrong_weights
 from masksparse_deploy.rewrite.trace import CHANNEL_AXIS, Held, Trace, same_array
 
-__all__ = ["read_parts", "wrong_parts"]
+__all__ = ["read_parts"]
 
 
 def read_parts(trace: Trace, node: Node) -> bool:
@@ -22,18 +22,15 @@ def read_parts(trace: Trace, node: Node) -> bool:
         trace.helpers[node.outputs[0]] = False
         return True
     dense = None if twin is None or twin.op != "Conv" else trace.scopes[0].layer(twin)
-    wrong = None if dense is None else wrong_parts(trace, node, dense)
+    if dense is None or (node.op, node.attributes) != ("Concat", {"axis": CHANNEL_AXIS}):
+        return False
+    if not all(name in trace.parts for name in node.inputs):
+        return False
+    trace.helpers.update(dict.fromkeys(node.inputs, True))
+    wrong = _wrong(trace, dense, [trace.parts[name] for name in node.inputs])
     if wrong:
         trace.findings.append(f"Concat {node.name}: {wrong}")
-    return wrong is not None
-
-
-def wrong_parts(trace: Trace, node: Node, dense: WeightedLayer) -> str | None:
-    """What makes a Concat of parts another convolution than `dense`; "" if nothing does, None if it is no Concat of parts."""
-    if (node.op, node.attributes) != ("Concat", {"axis": CHANNEL_AXIS}) or not trace.parts.keys() >= {*node.inputs}:
-        return None
-    trace.helpers.update(dict.fromkeys(node.inputs, True))
-    return _wrong(trace, dense, [trace.parts[name] for name in node.inputs])
+    return True
 
 
 def _wrong(trace: Trace, dense: WeightedLayer, parts: list[tuple[Held, WeightedLayer]]) -> str:

@@ -1,4 +1,4 @@
-"""Reading back what computes only some channels of a tensor of the sparse file: convolutions, and operators on their outputs.
+"""Reading back what computes only some channels of a tensor of the sparse file: convolutions, and operators behind them.
 
 Which channels those are is an annotation, a claim that the weights must bear out: rows of the dense weight are compared bit for
 bit. That a channel left out is read by nobody follows from the readers, each of which is read back from the channels held.
@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from masksparse_deploy.graph import annotations as keys
-from masksparse_deploy.graph.model import Node, WeightedLayer
+from masksparse_deploy.graph.model import Node
 from masksparse_deploy.rewrite.blocks.read_back import computed_bias, wrong_convolution
-from masksparse_deploy.rewrite.blocks.read_parts import wrong_parts
 from masksparse_deploy.rewrite.trace import Held, Trace, same_array, same_attributes
 
 __all__ = ["read_channelwise", "read_fewer_outputs"]
@@ -47,20 +46,20 @@ _CHANNELWISE = {
 
 
 def read_fewer_outputs(trace: Trace, node: Node) -> bool:
-    """A Conv, or a Concat of parts, that says which channels of a convolution of the sparse file it computes."""
+    """A Conv that says which channels of a convolution of the sparse file it computes."""
     twin = trace.producers.get(node.metadata.get(keys.HELD_TENSOR, ""))
-    if node.domain or len(node.outputs) != 1 or node.outputs[0] in trace.producers or twin is None:
+    if (node.op, node.domain) != ("Conv", "") or node.outputs[0] in trace.producers or twin is None or twin.op != "Conv":
         return False
-    dense = None if twin.op != "Conv" else trace.scopes[0].layer(twin)
+    dense, fewer = trace.scopes[0].layer(twin), trace.scopes[1].layer(node)
+    source = trace.read(node.inputs[0])
     channels = None if dense is None else _channels(node, len(dense.weight))
-    if dense is None or channels is None:
+    if source is None or dense is None or fewer is None or channels is None:
         return False
+    wrong = "its bias is computed, and which channels of it are added is not known" if computed_bias(dense) else ""
     bias = None if dense.bias is None else dense.bias[channels]
-    wrong = _wrong(trace, node, replace(dense, weight=dense.weight[channels], bias=bias))
-    if wrong is None:
-        return False
+    wrong = wrong or wrong_convolution(trace, source, replace(dense, weight=dense.weight[channels], bias=bias), fewer)
     if wrong:
-        trace.findings.append(f"{node.op} {node.name}: {wrong}")
+        trace.findings.append(f"Conv {node.name}: {wrong}")
     _hold(trace, node, Held(twin.outputs[0], channels))
     return True
 
@@ -86,18 +85,6 @@ def _channels(node: Node, count: int) -> npt.NDArray[np.int64] | None:
     if not words or not all(word.isdecimal() and len(word) < 10 and int(word) < count for word in words):
         return None
     return np.array([int(word) for word in words])
-
-
-def _wrong(trace: Trace, node: Node, dense: WeightedLayer) -> str | None:
-    """What makes it other channels than those of `dense`, a layer with these alone; "" if nothing, None if it is no layer."""
-    if computed_bias(dense):
-        return "its bias is computed, and which channels of it are added is not known"
-    if node.op == "Concat":
-        return wrong_parts(trace, node, dense)
-    source, layer = trace.read(node.inputs[0]), trace.scopes[1].layer(node)
-    if node.op != "Conv" or source is None or layer is None:
-        return None
-    return wrong_convolution(trace, source, dense, layer)
 
 
 def _hold(trace: Trace, node: Node, held: Held) -> None:

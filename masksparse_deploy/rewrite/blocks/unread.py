@@ -43,7 +43,7 @@ def leave_out_unread(model: ir.Model, known: Collection[str], channel_block: int
 
     Args:
         model: with layers gathered (blocks.gather).
-        known: names of the sparse file's tensors; operators that give others select channels for gathered layers.
+        known: names of the sparse file's tensors and constants; operators that give others select for gathered layers.
         channel_block: channels that the runtime keeps together: groups compute a multiple of it.
     """
     names = Names(model.graph)
@@ -54,8 +54,10 @@ def leave_out_unread(model: ir.Model, known: Collection[str], channel_block: int
         weight, bias = (constant_of(value) for value in (*node.inputs[1:], None)[:2])
         if weight is None or (bias is None and len(node.inputs) > 2) or weight.numpy().ndim != 4:
             continue
+        groups, stored = node.attributes.get_int("group", 1), node.inputs[1]
+        if groups > 1 and stored is not None and stored.name in known:
+            continue  # groups of the sparse file, as in depthwise layers, stay as they are
         readers = find_readers(node.outputs[0], len(weight.numpy()), known)
-        groups = node.attributes.get_int("group", 1)
         kept = None if readers is None else kept_outputs(readers.is_read, groups, channel_block)
         if readers is not None and kept is not None:
             channels = np.concatenate([group.rows for group in kept])

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from masksparse_deploy.graph import annotations as keys
+from masksparse_deploy.rewrite.blocks import channelwise
 from masksparse_deploy.rewrite.blocks.gather import gather_blocks
 from masksparse_deploy.rewrite.blocks.unread import kept_outputs, leave_out_unread
 from tests.rewrite.blocks.test_gather import operators, shapes
@@ -60,7 +61,8 @@ def without_unread(
     """Gathered, and without what nobody reads; the shapes must be those that ONNX infers, and the function the same."""
     model = ir.from_proto(before)
     gather_blocks(model, layers, **options)
-    leave_out_unread(model, {name for entry in before.graph.node for name in entry.output}, block)
+    known = {name for entry in before.graph.node for name in entry.output} | {t.name for t in before.graph.initializer}
+    leave_out_unread(model, known, block)
     after = ir.to_proto(model)
     onnx.checker.check_model(after, full_check=True)
     assert_same_function(before, after)
@@ -159,6 +161,29 @@ def test_operators_that_act_on_each_channel_alone_lie_between(
 ) -> None:
     after = without_unread(chain([[0, 2], [5, 7]], between, constants=constants))
     assert computed(after) == ("a", [0, 2, 5, 7])
+
+
+def test_every_operator_that_is_followed_is_read_back() -> None:
+    """All of one tensor, one behind the other; what each is held to is the whole tensor that it makes part of."""
+    names = sorted(channelwise._UNARY - {"MaxPool", "Clip"})
+    tensors = ["a", *(f"t{index}" for index in range(1, len(names))), "b"]
+    between = [helper.make_node(name, [tensors[index]], [tensors[index + 1]], name=name) for index, name in enumerate(names)]
+    assert computed(without_unread(chain([[0, 2], [5, 7]], between))) == ("a", [0, 2, 5, 7])
+
+
+def test_groups_of_the_sparse_file_stay() -> None:
+    before = chain([[0, 2], [5, 7]])
+    weight = blocks(8, 2, [[0, 1]])
+    next(t for t in before.graph.initializer if t.name == "conv1.weight").CopyFrom(
+        numpy_helper.from_array(weight, "conv1.weight")
+    )
+    node(before, "conv1").attribute.append(helper.make_attribute("group", 2))
+    assert computed(without_unread(before, ("conv2",))) is None
+
+
+def test_a_dense_layer_computes_what_is_read() -> None:
+    after = without_unread(chain([[0, 2], [5, 7]]), ("conv2",))
+    assert computed(after) == ("a", [0, 2, 5, 7]) and shapes(after)["conv1.weight/read"] == (4, 4, 3, 3)
 
 
 def also_read(name: str) -> list[onnx.NodeProto]:
