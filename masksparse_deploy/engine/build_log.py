@@ -7,6 +7,7 @@ times are told by the verbose log only: behind the name of a layer "Tactic Name:
 two lines.
 """
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -75,14 +76,21 @@ class BuildLog:
         """Whether it is known of every layer whether it was chosen."""
         return self.chosen_count is not None and self.chosen_count == len(self.chosen)
 
-    @property
+    @functools.cached_property
     def times_sparse(self) -> bool:
         """Whether the times are of sparse tactics too, of whatever layer."""
         return any(read_tactic(timing.tactic).is_sparse for timing in self.timings)
 
     def timings_of(self, layer: str) -> tuple[TacticTiming, ...]:
         """The tactics timed for an engine layer."""
-        return tuple(timing for timing in self.timings if timing.layer == layer)
+        return tuple(self._by_layer.get(layer, ()))
+
+    @functools.cached_property
+    def _by_layer(self) -> dict[str, list[TacticTiming]]:
+        found: dict[str, list[TacticTiming]] = {}
+        for timing in self.timings:
+            found.setdefault(timing.layer, []).append(timing)
+        return found
 
 
 def is_told(line: str) -> bool:

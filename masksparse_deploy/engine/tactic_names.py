@@ -4,6 +4,7 @@ Names are not documented. The rules here were read off names in the libraries an
 that follows none of them leaves the fields empty.
 """
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class TacticName:
     tile: str
 
 
+@functools.lru_cache(maxsize=4096)
 def read_tactic(tactic: str) -> TacticName:
     """Take a kernel's name apart, in any case of letters."""
     name = tactic.lower()
