@@ -10,17 +10,7 @@ import numpy.typing as npt
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact
 from masksparse_deploy.core.artifacts.gpu_state import GpuState
-from masksparse_deploy.core.artifacts.timing import (
-    BuildTime,
-    EndToEnd,
-    EngineRatio,
-    EngineRole,
-    Latency,
-    LayerTime,
-    ProfileReport,
-    RunConditions,
-    Speedup,
-)
+from masksparse_deploy.core.artifacts.timing import EngineRole, LayerTime, ProfileReport, RunConditions
 from masksparse_deploy.core.config import EngineOptions, ProfileOptions
 from masksparse_deploy.core.errors import MachineError, UsageError
 from masksparse_deploy.core.progress import Progress, silent
@@ -28,20 +18,17 @@ from masksparse_deploy.engine.protocol import DeviceTimed
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.profiling import conditions, gpu_checks
 from masksparse_deploy.profiling.gpu_state import GpuWatch, watch_gpu
-from masksparse_deploy.profiling.latencies import latency
 from masksparse_deploy.profiling.layer_times import layer_times
 from masksparse_deploy.profiling.opened import EVENT_STEP_MS, Opened, open_builds
-from masksparse_deploy.profiling.ratios import engine_ratio, ratio_over_rounds
+from masksparse_deploy.profiling.ratios import ratio_over_rounds
+from masksparse_deploy.profiling.role_times import build_times, by_role, end_to_end, latencies, ratios_of, speedup_of
 from masksparse_deploy.profiling.sampling import Clock, clock_step_ms, sample_timers
 from masksparse_deploy.profiling.twins import check_twins, has_sparse_tactics, same_arithmetic
 
 __all__ = ["profile_builds", "profile_pair"]
 
 Array = npt.NDArray[np.float64]
-RoleTimes = dict[EngineRole, Array]
 
-# What users get, what sparse kernels alone bring, and what the zeros bring without them.
-_RATIOS: tuple[tuple[EngineRole, EngineRole], ...] = (("dense", "sparse"), ("forbidden", "sparse"), ("dense", "forbidden"))
 _END_TO_END = ", end to end"
 _GPU_READINGS = 10
 _PAIR_AND_CONTROL = 3
@@ -104,38 +91,32 @@ def profile_builds(
     details = conditions.machine_details()
     step_ms = clock_step_ms(clock)
     details["clock_step_ms"] = f"{step_ms:.3g}"
-    layers: tuple[LayerTime, ...] = ()
     with ExitStack() as stack:
-        threads, batch = engine_options.threads, engine_options.batch
+        batch, threads = engine_options.batch, engine_options.threads
         opened = open_builds(stack, backend, builds, engines, images, batch=batch, threads=threads)
         gpu = _watched(stack, watch, device, details)
         on_device = isinstance(opened[0].session, DeviceTimed)
-        times = _sample(opened, profile_options, clock, gpu, progress)
-        for one in opened:
-            if isinstance(one.session, DeviceTimed) and one.role is not None and one.number == 1:
-                found = one.session.layer_times_ms(one.batch, count=profile_options.rounds)
-                layers += layer_times(one.role, one.artifact, found)
+        times, whole_times = _sample(opened, profile_options, clock, gpu, progress)
+        layers = _layer_times(opened, count=profile_options.rounds)
         state = None if gpu is None else gpu.state
-    batch = len(opened[0].batch)
+    batch, confidence = len(opened[0].batch), profile_options.confidence
     device_step_ms = EVENT_STEP_MS if on_device else step_ms
-    of_role = _by_role(opened, times, "", device_step_ms)
-    control_ms = np.maximum(times["control 1"], device_step_ms)[None]
-    confidence = profile_options.confidence
-    latencies = {role: _latency(values, batch) for role, values in of_role.items()}
+    of_role = by_role(opened, times, device_step_ms)
+    found = latencies(of_role, batch)
+    ratios = ratios_of(of_role, confidence)
     over_rounds = ratio_over_rounds(of_role["dense"], of_role["sparse"], confidence)
+    control_ms = np.maximum(times["control 1"], device_step_ms)[None]
     control = ratio_over_rounds(of_role["dense"][:1], control_ms, confidence).speedup
-    ratios = _ratios(of_role, confidence)
     tells_builds = has_sparse_tactics(dense_engine) or len(opened) > _PAIR_AND_CONTROL
     details["rounds_per_block"] = str(profile_options.rounds // len(over_rounds.blocks))
     if device != dense_engine.device:
         details["built_on"] = dense_engine.device.name
     if has_sparse_tactics(dense_engine) and len(builds["dense"]) == len(builds["sparse"]) == 1:
         details["builds"] = "one of each: the interval holds for these engines, not for other builds of the same files"
-    shortest_ms = min(latencies["dense"].median_ms, latencies["sparse"].median_ms)
     same = same_arithmetic(engines["dense"], engines["sparse"])
     problems = (
         conditions.check_round_count(profile_options.rounds, confidence),
-        conditions.check_clock(device_step_ms, shortest_ms),
+        conditions.check_clock(device_step_ms, min(found["dense"].median_ms, found["sparse"].median_ms)),
         conditions.check_control(control),
         conditions.check_same_arithmetic(over_rounds.speedup) if same else None,
         conditions.check_drift(of_role["dense"][0]),
@@ -147,9 +128,9 @@ def profile_builds(
         sparse_engine_sha256=sparse_engine.digest,
         backend=dense_engine.backend,
         device=device.name,
-        dense=latencies["dense"],
-        sparse=latencies["sparse"],
-        speedup=_speedup(ratios),
+        dense=found["dense"],
+        sparse=found["sparse"],
+        speedup=speedup_of(ratios),
         control=control,
         sparse_kernels=sparse_engine.sparse_kernels,
         conditions=RunConditions(
@@ -163,10 +144,10 @@ def profile_builds(
         ),
         invalid_because=tuple(problem for problem in problems if problem is not None),
         clock=_clock_name(on_device, profile_options.cuda_graph),
-        forbidden=latencies.get("forbidden"),
+        forbidden=found.get("forbidden"),
         ratios=ratios if tells_builds else (),
-        builds=_build_times(opened, of_role) if tells_builds else (),
-        end_to_end=_end_to_end(opened, times, step_ms, confidence) if on_device else None,
+        builds=build_times(opened, of_role) if tells_builds else (),
+        end_to_end=end_to_end(by_role(opened, whole_times, step_ms), batch, confidence) if on_device else None,
         gpu=state,
         layers=layers,
     )
@@ -190,8 +171,8 @@ def _watched(
 
 def _sample(
     opened: Sequence[Opened], options: ProfileOptions, clock: Clock, gpu: GpuWatch | None, progress: Progress
-) -> dict[str, Array]:
-    """All times, by name of the build, those with transfers too."""
+) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The times without and those with transfers, by name of the build, all from the same rounds."""
     timers = {one.name: one.timer(clock, cuda_graph=options.cuda_graph) for one in opened}
     for one in opened:
         timer = one.end_to_end_timer(clock) if one.role is not None else None
@@ -208,52 +189,17 @@ def _sample(
     times = sample_timers(timers, options, between=between, progress=progress)
     if gpu is not None:
         gpu.read("end")
-    return times
+    whole = {name.removesuffix(_END_TO_END): found for name, found in times.items() if name.endswith(_END_TO_END)}
+    return {one.name: times[one.name] for one in opened}, whole
 
 
-def _by_role(opened: Sequence[Opened], times: Mapping[str, Array], suffix: str, step_ms: float) -> RoleTimes:
-    """Engine -> float64 (builds, rounds, inferences), ms; less than one step of the clock reads as zero and counts as one."""
-    found: dict[EngineRole, list[Array]] = {}
+def _layer_times(opened: Sequence[Opened], *, count: int) -> tuple[LayerTime, ...]:
+    """Of the first build of each engine, where the session tells them."""
+    rows: tuple[LayerTime, ...] = ()
     for one in opened:
-        if one.role is not None:
-            found.setdefault(one.role, []).append(np.maximum(times[one.name + suffix], step_ms))
-    return {role: np.stack(values) for role, values in found.items()}
-
-
-def _latency(times_ms: Array, batch: int) -> Latency:
-    """Of all builds together, round by round."""
-    return latency(times_ms.transpose(1, 0, 2).ravel(), batch=batch)
-
-
-def _ratios(of_role: RoleTimes, confidence: float) -> tuple[EngineRatio, ...]:
-    pairs = (pair for pair in _RATIOS if set(pair) <= of_role.keys())
-    return tuple(engine_ratio(of_role, slower, faster, confidence) for slower, faster in pairs)
-
-
-def _speedup(ratios: tuple[EngineRatio, ...]) -> Speedup:
-    """The first ratio is what users get."""
-    return Speedup(ratio=ratios[0].ratio, interval=ratios[0].interval)
-
-
-def _end_to_end(opened: Sequence[Opened], times: Mapping[str, Array], step_ms: float, confidence: float) -> EndToEnd:
-    of_role = _by_role(opened, times, _END_TO_END, step_ms)
-    batch = len(opened[0].batch)
-    speedup = _speedup(_ratios(of_role, confidence))
-    return EndToEnd(dense=_latency(of_role["dense"], batch), sparse=_latency(of_role["sparse"], batch), speedup=speedup)
-
-
-def _build_times(opened: Sequence[Opened], of_role: RoleTimes) -> tuple[BuildTime, ...]:
-    return tuple(
-        BuildTime(
-            engine=one.role,
-            number=one.number,
-            engine_sha256=one.artifact.digest,
-            median_ms=float(np.median(of_role[one.role][one.number - 1])),
-            sparse_kernels=one.artifact.sparse_kernels,
-        )
-        for one in opened
-        if one.role is not None
-    )
+        if isinstance(one.session, DeviceTimed) and one.role is not None and one.number == 1:
+            rows += layer_times(one.role, one.artifact, one.session.layer_times_ms(one.batch, count=count))
+    return rows
 
 
 def _clock_name(on_device: bool, cuda_graph: bool) -> str:
