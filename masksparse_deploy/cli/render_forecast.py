@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from rich.markup import escape
 from rich.table import Table
 
-from masksparse_deploy.core.artifacts.forecast import ConvolutionKind, Forecast, KindForecast
+from masksparse_deploy.core.artifacts.forecast import Forecast, KindForecast
 from masksparse_deploy.core.artifacts.timing import Speedup
 
 __all__ = ["forecast_table"]
@@ -18,7 +18,7 @@ def forecast_table(forecast: Forecast) -> Iterable[Table | str]:
     for column in ("kind", *numbers, "tactic"):
         table.add_column(column, justify="right" if column in numbers else "left", overflow="fold")
     for kind in forecast.kinds:
-        table.add_row(kind_text(kind.kind), str(len(kind.layers)), *_times(kind), _tactic(kind))
+        table.add_row(str(kind.kind), str(len(kind.layers)), *_times(kind), _tactic(kind))
     if forecast.kinds:
         yield table
         where = f"batch {forecast.batch}, {escape(forecast.precision)}, {escape(forecast.device)}"
@@ -30,17 +30,6 @@ def forecast_table(forecast: Forecast) -> Iterable[Table | str]:
         yield f"trial with half of the weights cut   {_speedup(forecast.trial)}   measured, accuracy disregarded"
     yield f"[{'green' if forecast.worthwhile else 'yellow'}]{escape(forecast.reason)}[/]"
     yield from (f"[yellow]note[/] {escape(remark)}" for remark in forecast.remarks)
-
-
-def kind_text(kind: ConvolutionKind) -> str:
-    """As "3x3 stride 2, 64 to 128 channels, 56x56, fp16"."""
-    height, width = kind.strides
-    stride = "" if kind.strides == (1, 1) else f" stride {height}" if height == width else f" stride {height}x{width}"
-    dilation = "" if kind.dilations == (1, 1) else f" dilation {kind.dilations[0]}x{kind.dilations[1]}"
-    return (
-        f"{kind.kernel[0]}x{kind.kernel[1]}{stride}{dilation}, {kind.in_channels} to {kind.out_channels} channels, "
-        f"{kind.height}x{kind.width}, {kind.precision}"
-    )
 
 
 def _times(kind: KindForecast) -> tuple[str, str, str]:

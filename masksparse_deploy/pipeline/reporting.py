@@ -8,6 +8,7 @@ from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.document import Document
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.forecast import Forecast
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
@@ -22,7 +23,7 @@ from masksparse_deploy.pipeline.stamps import package_versions
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import write_report
 
-__all__ = ["REPORTED", "SELECTION", "SWEEP", "UPDATE", "report_folder"]
+__all__ = ["FORECAST", "REPORTED", "SELECTION", "SWEEP", "UPDATE", "report_folder"]
 
 # Every artifact that the report shows.
 REPORTED = (
@@ -37,6 +38,7 @@ REPORTED = (
 )
 
 # Shown as well where they lie in the folder; no stage of the chain writes them.
+FORECAST = "forecast.json"
 SELECTION = "selection.json"
 UPDATE = "update.json"
 SWEEP = "sweep.json"
@@ -63,6 +65,7 @@ def report_folder(folder: Path, *, command: str, config_text: str = "") -> Path:
     inputs = ReportInputs(
         name=folder.resolve().name,
         selection=_read(LayerSelection, folder / SELECTION),
+        forecast=_read(Forecast, folder / FORECAST),
         update=_read(UpdateReport, folder / UPDATE),
         learn=_read(LearnReport, folder / "learn.json"),
         bake=_read(BakeReport, folder / "bake.json"),

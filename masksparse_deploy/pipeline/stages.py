@@ -10,7 +10,7 @@ from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.pipeline.baking import bake_model
 from masksparse_deploy.pipeline.explaining import WHY_NOT_SPARSE, explain_files
 from masksparse_deploy.pipeline.job import Job, source_digest
-from masksparse_deploy.pipeline.reporting import REPORTED, SELECTION, SWEEP, report_folder
+from masksparse_deploy.pipeline.reporting import FORECAST, REPORTED, SELECTION, SWEEP, report_folder
 from masksparse_deploy.pipeline.rewriting import REWRITE, REWRITTEN, built_from, rewrite_job, rewrite_outputs
 
 __all__ = ["STAGES", "Stage"]
@@ -244,7 +244,7 @@ def _validate(job: Job, progress: Progress) -> None:
 
 
 def _report_inputs(job: Job) -> dict[str, Any]:
-    shown = (*REPORTED, REWRITE, *(name for name in (SELECTION, SWEEP) if (job.out / name).is_file()))
+    shown = (*REPORTED, REWRITE, *(name for name in (FORECAST, SELECTION, SWEEP) if (job.out / name).is_file()))
     return {"files": {name: job.digest(name) for name in shown}, "config": job.config_text}
 
 

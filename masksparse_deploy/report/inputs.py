@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import Certificate
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.artifacts.forecast import Forecast
 from masksparse_deploy.core.artifacts.learning import LearnReport
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.selection import LayerSelection
@@ -42,6 +43,7 @@ class ReportInputs:
     Attributes:
         name: of the network or the job, for the title.
         selection: optional; the report is silent where there is none.
+        forecast: likewise.
         update: likewise.
         sweep: likewise.
         why_not_sparse: likewise.
@@ -50,6 +52,7 @@ class ReportInputs:
 
     name: str
     selection: LayerSelection | None = None
+    forecast: Forecast | None = None
     update: UpdateReport | None = None
     learn: LearnReport | None = None
     bake: BakeReport | None = None

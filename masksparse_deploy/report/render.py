@@ -10,6 +10,7 @@ from masksparse_deploy.core.files import write_atomic
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.report import formats
 from masksparse_deploy.report.figures import Plot
+from masksparse_deploy.report.forecast import forecast_view
 from masksparse_deploy.report.headline import make_headline
 from masksparse_deploy.report.inputs import ReportInputs
 from masksparse_deploy.report.plots import (
@@ -62,6 +63,7 @@ def render_report(inputs: ReportInputs) -> str:
     text: str = environment.get_template("template.html.j2").render(
         inputs=inputs,
         headline=make_headline(inputs),
+        shown_forecast=forecast_view(inputs),
         digests=list(_digests(inputs)),
         pictures=position_pictures(inputs.bake.positions) if inputs.bake is not None else (),
         layer_names=_layer_names(inputs),

@@ -25,6 +25,16 @@ class ConvolutionKind(Record):
     width: int
     precision: str
 
+    def __str__(self) -> str:
+        """As "3x3 stride 2, 64 to 128 channels, 56x56, fp16"."""
+        height, width = self.strides
+        stride = "" if self.strides == (1, 1) else f" stride {height}" if height == width else f" stride {height}x{width}"
+        dilation = "" if self.dilations == (1, 1) else f" dilation {self.dilations[0]}x{self.dilations[1]}"
+        return (
+            f"{self.kernel[0]}x{self.kernel[1]}{stride}{dilation}, {self.in_channels} to {self.out_channels} channels, "
+            f"{self.height}x{self.width}, {self.precision}"
+        )
+
 
 class KindForecast(Record):
     """The layers of one kind, and what a sparse kernel gains each of them.
