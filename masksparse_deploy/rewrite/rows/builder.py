@@ -63,7 +63,9 @@ class RowBuilder:
         """0 keeps a length, -1 takes what is left."""
         return self.add("Reshape", [value, self.constant(np.array(shape, dtype=np.int64), f"{name}.shape")], name)
 
-    def product(self, rows: ir.Value, indices: Indices, weight: Floats, bias: Floats, name: str) -> ir.Value:
+    def product(
+        self, rows: ir.Value, indices: Indices, weight: Floats, bias: Floats, name: str, *, has_relu: bool = False
+    ) -> ir.Value:
         """A product and a bias for each row of windows, weight^T x + bias, as rows (batch, count, out_channels).
 
         Args:
@@ -72,11 +74,14 @@ class RowBuilder:
             weight: float32 (taps * in_channels, out_channels).
             bias: float32 (out_channels,).
             name: of the matrix product.
+            has_relu: whether a Relu follows right behind the product, where runtimes make one operator of both.
         """
         gathered = self.gather(rows, indices.reshape(-1), f"{name}.gather")
         matrix = self.reshape(gathered, [-1, weight.shape[0]], f"{name}.matrix")
         weights = self.constant(weight, f"{name}.weight"), self.constant(bias, f"{name}.bias")
         product = self.add("Gemm", [matrix, *weights], name)
+        if has_relu:
+            product = self.add("Relu", [product], f"{name}.relu")
         return self.reshape(product, [-1, len(indices), weight.shape[1]], f"{name}.rows")
 
     def added(

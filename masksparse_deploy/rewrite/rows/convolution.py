@@ -19,8 +19,18 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
 
-def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor, costs: GroupCosts) -> RowTensor:
-    """Compute the positions that are kept; behind them lie a row for those that are not, if there are any, and one of zeros."""
+def add_convolution(
+    build: RowBuilder, found: RowConvolution, source: RowTensor, costs: GroupCosts, *, has_relu: bool = False
+) -> RowTensor:
+    """Compute the positions that are kept; behind them lie a row for those that are not, if there are any, and one of zeros.
+
+    Args:
+        build: where to.
+        found: the convolution.
+        source: what it reads.
+        costs: what operators cost, for the choice of groups.
+        has_relu: whether what is returned is behind a Relu.
+    """
     if any(found.pads):
         source = with_zero_row(build, source)
     positions = np.argwhere(found.keep)
@@ -38,7 +48,7 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor,
         out_channels=len(found.weight),
         costs=replace(costs, can_add=costs.can_add and build.can_add),
     )
-    work = _Convolution(build, found, source, windows)
+    work = _Convolution(build, found, source, windows, has_relu)
     is_masked = len(positions) < found.keep.size
     order, value = work.whole(segments[0], is_masked) if len(segments) == 1 else work.added(segments, is_masked)
     rows = np.full(found.keep.shape, CONSTANT, dtype=np.int64)
@@ -49,18 +59,23 @@ def add_convolution(build: RowBuilder, found: RowConvolution, source: RowTensor,
         constant_row=len(order) if is_masked else None,
         zero_row=len(order) + is_masked,
     )
-    constant = found.constant if is_masked else None
+    constant = work.activated(found.constant) if is_masked else None
     return RowTensor(value=value, layout=layout, channels=len(found.weight), constant=constant, image=source.image)
 
 
 class _Convolution:
     """What the matrix products of one convolution have in common."""
 
-    def __init__(self, build: RowBuilder, found: RowConvolution, source: RowTensor, windows: Indices) -> None:
+    def __init__(self, build: RowBuilder, found: RowConvolution, source: RowTensor, windows: Indices, has_relu: bool) -> None:
         self.name = found.node.name or found.output.name or "convolution"
         self._build, self._found, self._source, self._windows = build, found, source, windows
+        self._has_relu = has_relu
         # (taps, in_channels, out_channels)
         self._weight = found.weight.transpose(2, 3, 1, 0).reshape(windows.shape[1], source.channels, -1)
+
+    def activated(self, rows: Floats) -> Floats:
+        """What becomes of known rows behind the Relu, if there is one."""
+        return np.maximum(rows, 0) if self._has_relu else rows
 
     def whole(self, segment: Segment, is_masked: bool) -> tuple[Indices, ir.Value]:
         """The products of groups over all taps behind one another, and the order that they bring the positions into."""
@@ -71,7 +86,8 @@ class _Convolution:
         parts = [self._product(group, segment, f"{self.name}.{index}") for index, group in enumerate(computed)]
         rows = [np.repeat(self._sums(group, segment)[None], len(group.members), axis=0) for group in fixed]
         rows += self._last_rows(is_masked)
-        parts.append(self._build.fixed_rows(np.concatenate(rows), self._source.image, f"{self.name}.fixed"))
+        fixed_rows = self.activated(np.concatenate(rows))
+        parts.append(self._build.fixed_rows(fixed_rows, self._source.image, f"{self.name}.fixed"))
         order = np.concatenate([group.members for group in (*computed, *fixed)])
         return order, self._build.concat(parts, f"{self.name}.stacked")
 
@@ -87,6 +103,8 @@ class _Convolution:
                     products.append((group.members, self._rows_read(group), self._weight_of(group)))
         sums = np.concatenate([sums, *self._last_rows(is_masked)]).astype(np.float32)
         value = self._build.added(sums, products, self._source.value, self._source.image, self.name)
+        if self._has_relu:
+            value = self._build.add("Relu", [value], f"{self.name}.relu")
         return np.arange(count), value
 
     def _last_rows(self, is_masked: bool) -> list[Floats]:
@@ -95,8 +113,9 @@ class _Convolution:
         return [self._found.constant[None], zeros] if is_masked else [zeros]
 
     def _product(self, group: Group, segment: Segment, name: str) -> ir.Value:
-        rows = self._source.value
-        return self._build.product(rows, self._rows_read(group), self._weight_of(group), self._sums(group, segment), name)
+        sums, weight = self._sums(group, segment), self._weight_of(group)
+        rows, read = self._source.value, self._rows_read(group)
+        return self._build.product(rows, read, weight, sums, name, has_relu=self._has_relu)
 
     def _rows_read(self, group: Group) -> Indices:
         return self._source.layout.filled(self._windows[group.members][:, list(group.taps)])

@@ -57,13 +57,15 @@ def transform(model: ir.Model, layers: Mapping[str, GroupCosts]) -> None:
             continue
         build.before = node
         if node in convolutions:
-            output = convolutions[node].output
-            known[output] = add_convolution(
-                build, convolutions[node], rows_of(node.inputs[0]), layers.get(node.name or "", GroupCosts())
-            )
+            relu = _only_relu(convolutions[node].output, in_rows)
+            output = convolutions[node].output if relu is None else relu.outputs[0]
+            costs = layers.get(node.name or "", GroupCosts())
+            source = rows_of(node.inputs[0])
+            known[output] = add_convolution(build, convolutions[node], source, costs, has_relu=relu is not None)
         else:
             output = node.outputs[0]
-            known[output] = add_elementwise(build, node, [rows_of(value) for value in row_inputs(node)])
+            if output not in known:
+                known[output] = add_elementwise(build, node, [rows_of(value) for value in row_inputs(node)])
         _hand_over(graph, build, output, known[output], in_rows)
     for node in reversed([node for node in graph if node in in_rows]):
         graph.remove(node, safe=True)
@@ -118,6 +120,14 @@ def _leads_to(node: ir.Node, convolutions: set[ir.Node]) -> bool:
         seen |= readers
         pending += [reader for reader in readers if is_elementwise(reader)]
     return False
+
+
+def _only_relu(value: ir.Value, in_rows: set[ir.Node]) -> ir.Node | None:
+    """The Relu in rows that alone reads a tensor."""
+    readers = [use.node for use in value.uses()]
+    if len(readers) != 1 or value.is_graph_output():
+        return None
+    return readers[0] if readers[0] in in_rows and readers[0].op_type == "Relu" else None
 
 
 def _hand_over(graph: ir.Graph, build: RowBuilder, value: ir.Value, rows: RowTensor, in_rows: set[ir.Node]) -> None:

@@ -246,16 +246,17 @@ class RowsReader:
         return _Rows(np.array([self._symbols.constant(row) for row in samples[0]], dtype=np.int64), array.shape[1], "products")
 
     def _elementwise(self, node: Node) -> _Rows | None:
-        rows = [found for name in node.inputs if (found := self._of(name)) is not None]
+        form: Literal["rows", "products"] = "rows" if self._of(node.inputs[0], "products") is None else "products"
+        rows = [found for name in node.inputs if (found := self._of(name, form)) is not None]
         if not is_elementwise(node) or len({(len(part.symbols), part.channels) for part in rows}) != 1:
             return None
         channels, operands = rows[0].channels, []
         for name in node.inputs:
-            found, constant = self._of(name), self._trace.constant(name)
+            found, constant = self._of(name, form), self._trace.constant(name)
             if found is None and name and (constant is None or constant.shape not in ((), (1,), (channels,))):
                 return None
             operands.append(constant if found is None else found.symbols)
-        return _Rows(apply_elementwise(self._symbols, node, operands, channels), channels)
+        return _Rows(apply_elementwise(self._symbols, node, operands, channels), channels, form)
 
 
 _GEMM_DEFAULTS = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}

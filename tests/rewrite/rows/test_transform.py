@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from masksparse_deploy.rewrite.rows.grouping import GroupCosts
+from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
 from tests.rewrite.rows.models import ONLY_PRODUCTS, Network, findings, in_rows, residual_network
 
 Array = npt.NDArray[Any]
@@ -196,6 +196,37 @@ def test_elementwise_operators_stay_in_rows(op: str, attributes: dict[str, Any],
     rewritten = assert_same(model, ["first", "second"])
     # images to rows before the first, rows to images behind the second
     assert [node.op_type for node in rewritten.graph.node].count("Transpose") == 2
+
+
+def test_a_relu_follows_right_behind_products() -> None:
+    """Where nothing else reads what it reads; runtimes make one operator of both."""
+    model = residual_network()
+    rewritten = in_rows(model, ["a.conv1", "a.conv2", "b.conv1", "b.conv2"], WHOLE_WINDOWS)
+    producers = {name: node.op_type for node in rewritten.graph.node for name in node.output}
+    read = {node.name: producers[node.input[0]] for node in rewritten.graph.node if node.op_type == "Relu"}
+    assert read == {
+        "stem.relu": "Conv",
+        "a.conv1.0.relu": "Gemm",
+        "a.relu2.rows": "Add",
+        "b.conv1.0.relu": "Gemm",
+        "b.relu2.rows": "Add",
+    }
+
+
+def test_what_is_read_before_its_relu_too_is_computed_once() -> None:
+    net = Network()
+    x = net.convolve("x", "first", (3, 8), net.mask(8))
+    relu = net.add("Relu", [x], "relu")
+    model = net.model(net.convolve(net.add("Add", [x, relu], "add"), "second", (8, 8), net.mask(8)))
+    assert_same(model, ["first", "second"])
+
+
+def test_a_relu_that_is_an_output_is_one() -> None:
+    net = Network()
+    keep = net.mask(8)
+    x = net.add("Relu", [net.convolve("x", "first", (3, 8), keep)], "relu")
+    model = net.model(net.add("Relu", [net.convolve(x, "second", (8, 8), keep)], "last"))
+    assert_same(model, ["first", "second"])
 
 
 def test_sums_of_masked_layers_and_of_a_tensor_with_itself() -> None:

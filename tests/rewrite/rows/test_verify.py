@@ -97,7 +97,7 @@ def parts_in_another_order(model: onnx.ModelProto) -> None:
 
 
 def no_activation(model: onnx.ModelProto) -> None:
-    node = next(nodes(model, "Relu", "a.relu1"))
+    node = next(nodes(model, "Relu", "a.conv1"))
     node.op_type = "Identity"
 
 
@@ -178,6 +178,7 @@ FAULTS = (
     (the_row_of_zeros, PLAIN),
     (parts_in_another_order, WHOLE),
     (no_activation, ONLY_PRODUCTS),
+    (no_activation, WHOLE),
     (a_product_added_twice, ONLY_PRODUCTS),
     (a_product_left_out, ONLY_PRODUCTS),
     (a_product_in_place_of_what_was_there, ONLY_PRODUCTS),
