@@ -39,7 +39,9 @@ _TWO_DECADES = 100
 
 def latency_plot(profile: ProfileReport) -> Plot:
     """Densities of the times of single inferences, sparse above dense."""
-    rows = (("dense", profile.dense, DENSE), ("sparse", profile.sparse, SPARSE))
+    rows = [("dense", profile.dense, DENSE), ("sparse", profile.sparse, SPARSE)]
+    if profile.forbidden is not None:
+        rows.insert(1, ("forbidden", profile.forbidden, BASELINE))
     # a single slow inference would squeeze everything else into a line
     right = 1.15 * max(latency.p99_ms for _, latency, _ in rows)
     left = 0.98 * min(min(latency.samples_ms) for _, latency, _ in rows)

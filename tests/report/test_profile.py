@@ -1,4 +1,5 @@
 from masksparse_deploy.report.formats import NOTHING, TIMES, milliseconds
+from masksparse_deploy.report.plots import latency_plot
 from masksparse_deploy.report.render import render_report
 from tests.report.artifacts import make_gpu_profile, make_inputs, make_profile
 from tests.report.test_render import _text
@@ -11,6 +12,11 @@ def test_ratios_of_three_engines_say_what_they_cover():
     assert "not told apart" in text
     assert "intervals cover what builds differ by" in text
     assert text.count("3 of 9 layers") == 9
+
+
+def test_all_engines_are_drawn():
+    assert [row["name"] for row in latency_plot(make_gpu_profile()).figure["data"]] == ["dense", "forbidden", "sparse"]
+    assert [row["name"] for row in latency_plot(make_profile()).figure["data"]] == ["dense", "sparse"]
 
 
 def test_one_build_of_each_is_said_to_be_one():
