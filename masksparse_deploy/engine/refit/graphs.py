@@ -65,7 +65,9 @@ def _node(before: Node, after: Node, where: str) -> Iterable[str]:
 
 
 def _constants(old: Graph, new: Graph, where: str) -> Iterable[str]:
-    quantized = {layer.stored_name for layer in weighted_layers(old) if layer.quantized is not None}
+    # weights and biases that are stored as integers; zero points are not among them
+    quantized = {node.inputs[0] for node in old.nodes if node.op == "DequantizeLinear"}
+    quantized |= {layer.stored_name for layer in weighted_layers(old) if layer.quantized is not None}
     for name in (*old.constants, *(name for name in new.constants if name not in old.constants)):
         ours, theirs = old.constants.get(name), new.constants.get(name)
         if ours is None or theirs is None:

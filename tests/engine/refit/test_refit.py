@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 
 from masksparse_deploy.bake.lint import lint
@@ -20,6 +21,7 @@ from masksparse_deploy.engine.refit.remask import masked_layers
 from masksparse_deploy.engine.refit.run import refit
 from masksparse_deploy.graph.reader import read_graph
 from tests.engine.refit.networks import array_of, set_array, write_new, write_old
+from tests.models.make_int8 import INT8_MASKED, int8_pair
 
 MASKED = ("layer1.conv1", "layer1.conv2", "layer2.conv1", "layer2.conv2")
 
@@ -110,6 +112,27 @@ def test_the_old_weights_again_cannot_be_told_apart(engine: Path, tmp_path: Path
     assert report.changed_tensors == ()
     assert "the check cannot tell them from the old ones" in report.findings[0]
     assert sum(layer.zeroed_count for layer in report.layers) == 0
+
+
+def test_an_int8_file(tmp_path: Path) -> None:
+    """New integers and new scales; the zeros of quantized weights stay the masks."""
+    _, model = int8_pair()
+    onnx.save(model, tmp_path / "old.onnx")
+    OnnxRuntimeBackend().build(tmp_path / "old.onnx", tmp_path, EngineOptions(batch=4), name="old")
+    generator = np.random.default_rng(5)
+    scales = {node.input[1] for node in model.graph.node if node.op_type == "DequantizeLinear" and "weight" in node.input[0]}
+    for tensor in list(model.graph.initializer):
+        array = onnx.numpy_helper.to_array(tensor)
+        if array.dtype == np.int8 and array.ndim > 1:
+            set_array(model, tensor.name, generator.integers(1, 128, array.shape).astype(np.int8))
+        elif tensor.name in scales:
+            set_array(model, tensor.name, (array * 1.1).astype(np.float32))
+    onnx.save(model, tmp_path / "new.onnx")
+    report = run(tmp_path / "old.engine.json", tmp_path / "new.onnx")
+    assert {layer.node for layer in report.layers} == set(INT8_MASKED)
+    assert all(layer.zeroed_count * 2 == layer.weight_count for layer in report.layers)
+    assert report.relative_error <= report.tolerance < report.relative_change
+    assert report.tolerance > 1e-2  # rounding to 8 bits
 
 
 def test_what_does_not_belong_together_is_refused(engine: Path, tmp_path: Path) -> None:
