@@ -36,6 +36,7 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import MasksparseError, UsageError
 from masksparse_deploy.core.files import canonical_json, write_atomic
+from masksparse_deploy.core.optional import require
 from masksparse_deploy.engine.select import get_backend
 from tools.gpu_campaign_chain import chain_cases, gpu_test_case, prepare, refit_cases
 from tools.gpu_campaign_dry import dry_run
@@ -81,9 +82,11 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if not status.available:
         print(f"gpu_campaign: {status.reason}", file=sys.stderr)
         return MACHINE_LACKS_SOMETHING
+    status = _with_version(status)
     record = Record.open(options.out)
     record.of_machine(_facts(status, words))
-    engine = EngineOptions(backend=options.backend, workspace_mib=options.workspace_mib, tactic_sources=_sources(options))
+    sources = _sources(options, status.versions.get("tensorrt", ""))
+    engine = EngineOptions(backend=options.backend, workspace_mib=options.workspace_mib, tactic_sources=sources)
     machine = Machine(
         backend=backend,
         status=status,
@@ -156,14 +159,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _sources(options: argparse.Namespace) -> tuple[str, ...] | None:
+def _with_version(status: BackendStatus) -> BackendStatus:
+    """With TensorRT's version also where it is there without a package, as in the kit; the driver was asked before."""
+    if status.backend != "tensorrt" or "tensorrt" in status.versions:
+        return status
+    version = str(require("tensorrt", needed_for="the campaign").__version__)
+    return status.model_copy(update={"versions": {**status.versions, "tensorrt": version}})
+
+
+def _sources(options: argparse.Namespace, version: str) -> tuple[str, ...] | None:
     if options.tactic_sources is not None:
         return tuple(options.tactic_sources)
-    if options.backend != "tensorrt":
-        return None
-    import tensorrt
-
-    return _KIT_SOURCES if str(tensorrt.__version__).startswith("8.") else None
+    return _KIT_SOURCES if version.startswith("8.") else None
 
 
 def _facts(status: BackendStatus, words: Sequence[str]) -> dict[str, object]:

@@ -11,6 +11,7 @@ import onnx
 from masksparse_deploy.core.artifacts.forecast import ConvolutionKind
 from masksparse_deploy.core.config import ForecastOptions
 from masksparse_deploy.core.files import make_folder, write_atomic
+from masksparse_deploy.engine.tactic_names import read_tactic
 from masksparse_deploy.forecast.estimate import measured_speedup
 from masksparse_deploy.forecast.layer_model import LAYER, layer_model
 from masksparse_deploy.forecast.pairs import PairTimer
@@ -108,5 +109,6 @@ def _run(kind: ConvolutionKind, batch: int, machine: Machine) -> dict[str, Any]:
         "dense_tactic": times.dense_tactic,
         "sparse_tactic": times.sparse_tactic,
         "picked": times.picked,
+        "sums": [read_tactic(tactic).sums for tactic in (times.dense_tactic, times.sparse_tactic)],
         "outcome": f"{dense_ms:.4f} ms, allowed {sparse_ms:.4f} ms, {speedup.ratio:.3f}x, {picked}",
     }

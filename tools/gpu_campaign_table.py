@@ -40,11 +40,13 @@ def _of(record: Record, piece: str) -> Mapping[str, dict[str, Any]]:
 
 def _kernels(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """The largest gains first: the same 2:4 weights, sparse tactics forbidden and allowed."""
-    yield "| kernel | forbidden ms | allowed ms | speedup | interval | tactic where they are allowed |"
-    yield "|---|---|---|---|---|---|"
+    yield "| kernel | forbidden ms | allowed ms | speedup | interval | sums | tactic where they are allowed |"
+    yield "|---|---|---|---|---|---|---|"
     for name, row in sorted(rows.items(), key=lambda item: -float(item[1]["speedup"]["ratio"])):
         tactic = {True: row["sparse_tactic"], False: "a dense one", None: "not told"}[row["picked"]]
-        yield (f"| {name} | {row['dense_ms']:.4f} | {row['sparse_ms']:.4f} | {_speedup(row['speedup'])} | {_cell(tactic)} |")
+        sums = " then ".join(dict.fromkeys(found or "not told" for found in row["sums"]))
+        figures = f"{row['dense_ms']:.4f} | {row['sparse_ms']:.4f} | {_speedup(row['speedup'])}"
+        yield f"| {name} | {figures} | {sums} | {_cell(tactic)} |"
 
 
 def _networks(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.protocol import Backend
 from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.engine.source import Source, read_source
+from masksparse_deploy.engine.tactic_names import read_tactic
 from masksparse_deploy.forecast.estimate import Gain, estimate, joint_confidence, measured_speedup, median_gain
 from masksparse_deploy.forecast.kinds import Census, take_census
 from masksparse_deploy.forecast.layer_model import LAYER, layer_model
@@ -181,6 +182,13 @@ class _Run:
         if failed:
             count = sum(len(kind.layers) for kind in failed)
             found.append(f"{count} layers could not be timed and count as dense: {failed[0].failure}")
+        narrow = [kind for kind in kinds if kind.picked and _adds_up_narrower(kind)]
+        if narrow:
+            count = sum(len(kind.layers) for kind in narrow)
+            found.append(
+                f"the sparse kernels of {count} layers add up in FP16 where the dense ones add up in FP32: their rounding "
+                "bounds are wide, and large sums overflow (docs/precision.md)"
+            )
         if self._uncut:
             found.append(f"the trial leaves {len(self._uncut)} layers dense, as a Reshape takes their channels apart")
         if estimated is not None and trial is not None and not _overlap(estimated, trial):
@@ -189,6 +197,10 @@ class _Run:
                 "gain depends on their neighbours, and the trial is what counts"
             )
         return tuple(found)
+
+
+def _adds_up_narrower(kind: KindForecast) -> bool:
+    return read_tactic(kind.sparse_tactic).sums == "fp16" and read_tactic(kind.dense_tactic).sums == "fp32"
 
 
 def _overlap(one: Speedup, other: Speedup) -> bool:

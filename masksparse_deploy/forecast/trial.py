@@ -1,4 +1,4 @@
-"""The network itself with half of its weights cut, for a trial before any training: times do not depend on what weights are."""
+"""The network itself with half of its weights cut, for a trial before any training: times hardly depend on what weights are."""
 
 import numpy as np
 import onnx

@@ -207,7 +207,7 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
 
 
 def test_what_tensorrt_tells_is_recorded_for_the_tests(tmp_path: Path, trt: FakeTensorRT) -> None:
-    words = ["--pieces", "golden", "--tactic-sources", "JIT_CONVOLUTIONS"]
+    words = ["--pieces", "golden"]
     assert campaign(tmp_path, *words) == 0
     golden = sorted(path.name for path in (tmp_path / "golden").glob("inspector-*"))
     assert golden == [

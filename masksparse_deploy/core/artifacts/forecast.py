@@ -64,8 +64,8 @@ class Forecast(Document):
     `network_ms` is the network as it is, sparse tactics forbidden; None where nothing was timed. `estimate` is
     network_ms / (network_ms - the gains of all layers); its interval covers the noise of the timing, and not what layers do to
     one another in a network. `trial` is measured: the network itself, half of each eligible layer's weights cut without regard
-    to accuracy, sparse tactics allowed, against the network as it is. `worthwhile` says whether `threshold` may be reached, and
-    `reason` why; `skipped` why layers were left out, by name.
+    to accuracy, sparse tactics allowed, against the network as it is, one build of each. `worthwhile` says whether `threshold`
+    may be reached, and `reason` why; `skipped` why layers were left out, by name.
     """
 
     kind: ClassVar[str] = "forecast"
