@@ -56,7 +56,8 @@ def build_quotient(numerator: Array, denominator: Array, confidence: float) -> B
     With n and m independent builds and no factor between them, the number of pairs in which the first takes less time has the
     distribution of Mann and Whitney's U, so that the k-th smallest and the k-th largest of the n m ratios cover the factor
     with 1 - 2 P(U <= k - 1) (Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, section 4.3). Three builds of
-    each reach 90 % at most, four 97 %. Where even the smallest and the largest ratio reach less than `confidence`, these are
+    each reach 90 % at most, four 97 %; if the builds of one engine are all alike and the other's are not, three reach 75 %, as
+    the interval is then that of a median of three. Where even the smallest and the largest ratio reach less than `confidence`, these are
     returned with the coverage that they have.
 
     Args:

@@ -44,6 +44,17 @@ def test_the_interval_covers_the_factor_as_often_as_it_says(draw: str) -> None:
     assert abs(covered - 900) <= 38
 
 
+def test_where_one_engine_alone_varies_the_range_is_that_of_a_median() -> None:
+    """What the documentation warns of: of three values one lies on either side of the median with 1 - 2 / 8."""
+    generator = np.random.default_rng(2)
+    covered = 0
+    for _ in range(1000):
+        found = build_quotient(np.full(3, 1.2), np.exp(0.05 * generator.standard_normal(3)), 0.95)
+        covered += found.low < 1.2 < found.high
+    # 750 expected, standard deviation sqrt(1000 * 0.75 * 0.25) = 13.7; four of them
+    assert abs(covered - 750) <= 55
+
+
 def test_the_ends_are_order_statistics_of_the_ratios() -> None:
     found = build_quotient(np.array([2.0, 2.2, 2.1]), np.array([1.0, 1.1, 1.05]), 0.95)
     assert (found.low, found.high) == (2.0 / 1.1, 2.2 / 1.0)
