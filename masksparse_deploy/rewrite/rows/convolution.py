@@ -101,8 +101,8 @@ class _Convolution:
                 sums[group.members] += self._left_out(group, segment)
                 if group.taps:
                     products.append((group.members, self._rows_read(group), self._weight_of(group)))
-        sums = np.concatenate([sums, *self._last_rows(is_masked)]).astype(np.float32)
-        value = self._build.added(sums, products, self._source.value, self._source.image, self.name)
+        start = np.concatenate([sums.astype(np.float32), *self._last_rows(is_masked)])
+        value = self._build.added(start, products, self._source.value, self._source.image, self.name)
         if self._has_relu:
             value = self._build.add("Relu", [value], f"{self.name}.relu")
         return np.arange(count), value
