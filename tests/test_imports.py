@@ -45,7 +45,9 @@ def test_the_part_imports_without_torch(part: str) -> None:
     assert result.stdout.strip() == "imported", result.stderr
 
 
-@pytest.mark.parametrize("verb", ["build", "profile", "validate", "certify", "lint", "preflight", "doctor", "report"])
+@pytest.mark.parametrize(
+    "verb", ["build", "profile", "explain", "validate", "certify", "lint", "preflight", "doctor", "report"]
+)
 def test_verbs_of_a_deployment_machine_start_without_torch(verb: str) -> None:
     result = run_python(
         BLOCK_TORCH + f"from masksparse_deploy.cli.main import run\nraise SystemExit(run(['{verb}', '--help']))"

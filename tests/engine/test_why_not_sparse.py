@@ -88,6 +88,14 @@ def test_times_of_other_formats_are_not_compared_where_the_same_are_there() -> N
     assert times.dense_ms == 0.010
 
 
+def test_times_of_the_formats_that_were_chosen_come_first() -> None:
+    text = timed("b + b.relu", ("sm80_dense_x", 0.002), (SPARSE_HALF, 0.001), formats="Half(9) -> Half(9)")
+    text += timed("b + b.relu", ("sm80_dense_y", 0.010), (SPARSE_HALF, 0.012))
+    found = engine_layer("b", "sm80_dense_y", tactic_value=f"{zlib.crc32(b'sm80_dense_y'):#x}")
+    (times,) = layer_of(explained(make_engine(GRAPH, found), log=parse_log(text)), "b").times
+    assert (times.sparse_ms, times.dense_ms) == (0.012, 0.010)
+
+
 def test_times_of_other_formats_say_so() -> None:
     text = timed("b + b.relu", ("sm80_dense_x", 0.010), formats="Half(9) -> Half(9)")
     layer = layer_of(explained(make_engine(GRAPH), log=parse_log(text + timed("b + b.relu", (SPARSE_HALF, 0.009)))), "b")
@@ -158,10 +166,10 @@ def test_a_node_that_no_layer_names() -> None:
 
 
 def test_layers_without_metadata_are_found_by_their_names() -> None:
-    copies = "Reformatting CopyNode for Input Tensor 0 to x + b"
-    engine = make_engine(GRAPH, engine_layer("b", SPARSE_HALF, onnx_nodes=(), name="w + w.q + b"))
-    engine = engine.model_copy(update={"layers": (engine_layer("b", "copy", onnx_nodes=(), name=copies), *engine.layers)})
-    assert layer_of(explained(engine), "b").engine_layer == "w + w.q + b"
+    names = ("Reformatting CopyNode for Input Tensor 0 to x + b", "w + w.q + b")
+    layers = tuple(engine_layer("b", "kernel", onnx_nodes=(), name=name) for name in names)
+    report = explained(make_engine(GRAPH).model_copy(update={"layers": layers}))
+    assert layer_of(report, "b").engine_layer == "w + w.q + b"
 
 
 @pytest.mark.parametrize(
