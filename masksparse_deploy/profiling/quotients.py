@@ -57,8 +57,8 @@ def build_quotient(numerator: Array, denominator: Array, confidence: float) -> B
     distribution of Mann and Whitney's U, so that the k-th smallest and the k-th largest of the n m ratios cover the factor
     with 1 - 2 P(U <= k - 1) (Hollander, Wolfe and Chicken, Nonparametric Statistical Methods, section 4.3). Three builds of
     each reach 90 % at most, four 97 %; if the builds of one engine are all alike and the other's are not, three reach 75 %, as
-    the interval is then that of a median of three. Where even the smallest and the largest ratio reach less than `confidence`, these are
-    returned with the coverage that they have.
+    the interval is then that of a median of three. Where even the smallest and the largest ratio reach less than `confidence`,
+    these are returned with the coverage that they have.
 
     Args:
         numerator: float64 (n,), one time a build.
