@@ -40,7 +40,7 @@ _KEPT = (
 
 
 def prepare(folder: Path, precisions: Iterable[str]) -> None:
-    """Train-free part of the digits sample on a machine with PyTorch: files and images that travel, well below a megabyte.
+    """The digits sample up to its certificate, on a machine with PyTorch: files and images that travel, about 5 MB.
 
     Raises:
         MachineError: the chain does not run here.

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ def dry_run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> 
         How many cases have a file that could not be made, or that was not accepted.
     """
     failed = 0
+    made: dict[object, str] = {}
     with _parser(say) as parse:
         for case in cases:
+            same = made.setdefault(_maker(case), case.name)
+            if same != case.name:
+                say(f"{case.name}: the files of {same}")
+                continue
             try:
                 found = [_described(path, parse) for path in case.files(folder)]
             except Exception as error:  # one case that cannot be made must not hide the others
@@ -46,6 +52,12 @@ def dry_run(cases: Iterable[Case], folder: Path, say: Callable[[str], None]) -> 
                 shutil.rmtree(folder, ignore_errors=True)
             say(f"{case.name}: {'; '.join(found) or 'no files'}")
     return failed
+
+
+def _maker(case: Case) -> object:
+    """What makes a case's files: cases that differ in the batch alone have the same."""
+    files = case.files
+    return (files.func, files.args) if isinstance(files, partial) else files
 
 
 def _described(path: Path, parse: Parse) -> str:

@@ -58,8 +58,7 @@ def time_in_turn(
 ) -> Timing:
     """Build engines and time them in turn, in an order that is drawn anew for every round.
 
-    The engines share one folder, so that the second build finds the times of kernels that the first took. Where the device
-    tells its times, these are taken, of inferences that are replayed as CUDA graphs if all of them can be.
+    Where the device tells its times, these are taken, of inferences that are replayed as CUDA graphs if all of them can be.
 
     Args:
         candidates: what is timed, of the same input.

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx
 
 from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineLayer
-from masksparse_deploy.core.config import EngineOptions, ForecastOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions, ForecastOptions
 from masksparse_deploy.core.files import canonical_json, sha256_bytes
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.protocol import Backend
@@ -100,8 +100,10 @@ class PairTimer:
 
     def _times(self, models: Mapping[str, onnx.ModelProto], layer: str | None, progress: Progress) -> tuple[Times, bool]:
         """The times of models by the role of their engines, and whether they come from an earlier run."""
+        # kernel times that are kept hold one best tactic a layer: those of the first engine must not decide on the second's
+        options = self.engine_options.model_copy(update={"timing_cache": NO_TIMING_CACHE})
         candidates = {
-            role: Candidate(model=model, options=self.engine_options.model_copy(update={"sparse_tactics": role == _ALLOWED}))
+            role: Candidate(model=model, options=options.model_copy(update={"sparse_tactics": role == _ALLOWED}))
             for role, model in models.items()
         }
         key = self._key(candidates)

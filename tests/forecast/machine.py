@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from masksparse_deploy.core.artifacts.engines import BackendStatus, DeviceFacts, EngineArtifact, EngineLayer
-from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
 from masksparse_deploy.core.errors import ArtifactError, MachineError
 from masksparse_deploy.core.progress import Progress, silent
 
@@ -29,6 +29,7 @@ class FakeBackend:
 
     def __init__(self, latency_ms: LatencyModel, *, device: str = "a fake GPU", graphs: bool = True) -> None:
         self.built: list[onnx.ModelProto] = []
+        self.options: list[EngineOptions] = []
         self.graphs = graphs
         self.replayed: list[bool] = []
         self.version = "10.16.1"
@@ -56,6 +57,8 @@ class FakeBackend:
         if self._latency_ms(model, options.sparse_tactics) < 0:
             raise ArtifactError("refused by the fake runtime")
         self.built.append(model)
+        self.options.append(options)
+        assert options.timing_cache == NO_TIMING_CACHE, "one engine's kernel times would decide on the other's tactics"
         self._engines[folder / f"{name}.engine.json"] = (model, options.sparse_tactics)
         sparse = options.sparse_tactics and self._latency_ms(model, True) < self._latency_ms(model, False)
         layers = tuple(

@@ -14,6 +14,7 @@ from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.inspector import parse_inspector
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeTensorRT, install
+from tests.forecast.machine import SPARSE_TACTIC, FakeBackend
 from tests.requirements import requires
 from tests.test_docs import parse as parse_command
 from tools import gpu_campaign, gpu_campaign_chain, gpu_campaign_kernels, gpu_campaign_networks, imagenet_networks
@@ -217,6 +218,24 @@ def test_what_tensorrt_tells_is_recorded_for_the_tests(tmp_path: Path, trt: Fake
     assert parse_inspector((tmp_path / "golden" / golden[0]).read_text())
     facts = record(tmp_path)["facts"]
     assert facts["device"]["name"] == "Fake GPU" and facts["versions"] == {"tensorrt": "10.16.1"}
+
+
+@pytest.mark.parametrize(("version", "sources"), [("8.6.0", gpu_campaign._KIT_SOURCES), ("10.16.1", None)])
+def test_a_kernel_that_gains_is_told_with_its_tactic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str, sources: tuple[str, ...] | None
+) -> None:
+    backend = FakeBackend(lambda model, allowed: 1.0 - 0.4 * allowed)
+    backend.version = version
+    monkeypatch.setattr(gpu_campaign, "get_backend", lambda name: backend)
+    assert campaign(tmp_path, "--pieces", "kernels", "--precisions", "fp16", "--table") == 0
+    (row,) = record(tmp_path)["cases"].values()
+    assert (row["picked"], row["sparse_tactic"], row["sums"]) == (True, SPARSE_TACTIC, ["fp32", "fp16"])
+    # a thousandth of noise in either time
+    assert row["speedup"]["ratio"] == pytest.approx(1 / 0.6, rel=2e-3)
+    assert all(options.tactic_sources == sources and options.batch == SMALL[-1] for options in backend.options)
+    (page,) = (tmp_path / "docs").glob("*.md")
+    assert page.name == "gpu-a-fake-GPU.md".lower()
+    assert f"| fp32 then fp16 | {SPARSE_TACTIC} |" in page.read_text() and "rehearsal" not in page.read_text()
 
 
 def test_an_engine_of_an_earlier_piece_is_not_mistaken_for_this_files(tmp_path: Path, trt: FakeTensorRT) -> None:
