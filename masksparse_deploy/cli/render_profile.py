@@ -68,9 +68,9 @@ def _layer(layer: LayerTime) -> str:
 def _gpu_line(state: GpuState) -> str:
     """Between what the readings lie, as far as the driver tells."""
     spans = (
-        ([reading.sm_clock_mhz for reading in state.readings], " MHz", state.highest_sm_clock_mhz),
-        ([reading.temperature_c for reading in state.readings], " C", None),
-        ([reading.power_w for reading in state.readings], " W", state.power_limit_w),
+        ([reading.sm_clock_mhz for reading in state.under_load], " MHz", state.highest_sm_clock_mhz),
+        ([reading.temperature_c for reading in state.under_load], " C", None),
+        ([reading.power_w for reading in state.under_load], " W", state.power_limit_w),
     )
     words = []
     for values, unit, limit in spans:
@@ -80,7 +80,7 @@ def _gpu_line(state: GpuState) -> str:
             words.append(f"{min(told):.0f} to {max(told):.0f}{unit}{of_limit}")
     if state.mig:
         words.append("a MIG slice: other slices share its clocks and power")
-    return f"GPU, {len(state.readings)} readings: {', '.join(words) or 'the driver tells nothing'}"
+    return f"GPU, {len(state.under_load)} readings under load: {', '.join(words) or 'the driver tells nothing'}"
 
 
 def _interval(interval: Interval) -> str:

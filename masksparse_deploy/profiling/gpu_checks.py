@@ -14,7 +14,7 @@ def check_throttled(state: GpuState) -> str | None:
     if not hit:
         return None
     reasons = sorted({reason for reading in hit for reason in _throttles(reading)})
-    clocks = [reading.sm_clock_mhz for reading in state.readings if reading.sm_clock_mhz is not None]
+    clocks = [reading.sm_clock_mhz for reading in state.under_load if reading.sm_clock_mhz is not None]
     between = f"; clocks between {min(clocks)} and {max(clocks)} MHz" if clocks else ""
     highest = f" of at most {state.highest_sm_clock_mhz}" if clocks and state.highest_sm_clock_mhz is not None else ""
     return (

@@ -18,7 +18,7 @@ def test_three_engines() -> None:
     ]
     assert lines[5].startswith("with transfers: dense 1.9")
     assert lines[6] == "slowest layers: conv + relu 1.2000 ms (80 %), copy <format> 0.3000 ms (20 %)"
-    assert lines[7] == "GPU, 2 readings: 1500 to 1755 MHz (of 1980), 61 to 61 C, 412 to 412 W (of 700)"
+    assert lines[7] == "GPU, 1 readings under load: 1755 to 1755 MHz (of 1980), 61 to 61 C, 412 to 412 W (of 700)"
 
 
 def test_one_build_of_each() -> None:

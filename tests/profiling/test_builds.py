@@ -1,5 +1,6 @@
 """Three engines, several builds of each: on a stand-in whose builds differ by chance."""
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.models.make_onnx import residual_pair
 from tests.profiling.building import TRANSFER_S, BuildingBackend
 from tests.profiling.fake_nvml import FakeNvml
 from tests.profiling.machines import FakeClock
+from tests.report.artifacts import make_profile
 
 IMAGES = np.zeros((4, 3, 8, 8), np.float32)
 ENGINE = EngineOptions(batch=4)
@@ -208,6 +210,9 @@ def test_a_gpu_that_throttles_or_is_shared_makes_the_run_invalid(
     assert report.gpu is not None
     assert [reading.when for reading in report.gpu.readings] == ["start", *["during"] * 10, "end"]
 
+    report.write(files[0].parent / "profile.json")
+    assert ProfileReport.read(files[0].parent / "profile.json") == report
+
     setattr(nvml, fault, {"limits": 0x4, "pids": [1, OTHERS_PID]}[fault])
     report, _ = profile(files, monkeypatch, FASTER_BY_TACTICS, build_spread=0.0, watch=watch)
     assert len(report.invalid_because) == 1
@@ -219,3 +224,11 @@ def test_an_engine_called_forbidden_must_forbid(files: tuple[Path, Path], monkey
     found = provide(files, backend, monkeypatch)
     with pytest.raises(ArtifactError, match=r"differ in options: .*'sparse_tactics': False.*forbidden has .*True"):
         profile_builds({**found, "forbidden": found["sparse"]}, IMAGES, ENGINE, ProfileOptions(rounds=10))
+
+
+def test_a_report_of_two_engines_that_was_written_earlier_is_still_read(tmp_path: Path) -> None:
+    content = json.loads(make_profile().to_bytes())
+    for name in ("clock", "forbidden", "ratios", "builds", "end_to_end", "gpu", "layers"):
+        del content[name]
+    (tmp_path / "profile.json").write_text(json.dumps(content), encoding="utf-8")
+    assert ProfileReport.read(tmp_path / "profile.json") == make_profile()

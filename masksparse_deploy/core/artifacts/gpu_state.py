@@ -33,3 +33,8 @@ class GpuState(Record):
     persistence_mode: bool | None
     mig: bool | None
     readings: tuple[GpuReading, ...]
+
+    @property
+    def under_load(self) -> tuple[GpuReading, ...]:
+        """The readings between rounds, without those before and after, when clocks may be low as nothing runs."""
+        return tuple(reading for reading in self.readings if reading.when == "during")
