@@ -6,6 +6,7 @@ from typing import Any, Literal
 import pydantic
 
 __all__ = [
+    "NO_TACTIC_SOURCES",
     "NO_TIMING_CACHE",
     "BakeOptions",
     "CertifyOptions",
@@ -25,6 +26,7 @@ __all__ = [
 
 LARGEST_SEED = 2**32 - 1
 NO_TIMING_CACHE = "none"
+NO_TACTIC_SOURCES = "none"
 
 
 def _option(default: Any, description: str, **limits: Any) -> Any:

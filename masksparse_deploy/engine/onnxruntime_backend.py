@@ -23,7 +23,6 @@ from masksparse_deploy.engine.onnxruntime_layers import plan_layers
 from masksparse_deploy.engine.onnxruntime_providers import (
     CPU,
     Provider,
-    built_options,
     compiling_options,
     missing_for_gpu,
     plain_options,
@@ -31,8 +30,8 @@ from masksparse_deploy.engine.onnxruntime_providers import (
 )
 from masksparse_deploy.engine.onnxruntime_session import OnnxRuntimeSession, load_session, session_settings
 from masksparse_deploy.engine.packages import installed_versions
+from masksparse_deploy.engine.plans import built_options, read_plan
 from masksparse_deploy.engine.plans import metadata_path as written_metadata_path
-from masksparse_deploy.engine.plans import read_plan
 from masksparse_deploy.engine.processor import available_core_count, processor_facts
 from masksparse_deploy.engine.protocol import Session
 from masksparse_deploy.engine.shape_profile import shape_range

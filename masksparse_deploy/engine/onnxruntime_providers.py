@@ -15,7 +15,6 @@ __all__ = [
     "CUDA",
     "TENSORRT",
     "Provider",
-    "built_options",
     "compiling_options",
     "missing_for_gpu",
     "plain_options",
@@ -140,11 +139,3 @@ def recorded_options(provider: Provider, options: EngineOptions) -> dict[str, st
         "optimization_level": "default" if level is None else level,
         "tf32": True,  # the provider has no option that forbids it
     }
-
-
-def built_options(recorded: Mapping[str, Any]) -> EngineOptions:
-    """The options that an engine was built with, from its metadata."""
-    known = {
-        name: value for name, value in recorded.items() if name in EngineOptions.model_fields and value not in ("", "default")
-    }
-    return EngineOptions(**known)

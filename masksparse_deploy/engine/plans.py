@@ -1,12 +1,14 @@
 """Reading an engine's metadata together with its plan, and refusing a plan that is not the recorded one."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
+from masksparse_deploy.core.config import NO_TACTIC_SOURCES, EngineOptions
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.files import sha256_bytes
 
-__all__ = ["metadata_path", "read_plan"]
+__all__ = ["built_options", "metadata_path", "read_plan"]
 
 
 def metadata_path(folder: Path, name: str) -> Path:
@@ -40,3 +42,11 @@ def read_plan(path: Path, *, backend: str) -> tuple[EngineArtifact, bytes]:
             f"found {found}; run 'masksparse build' again"
         )
     return artifact, plan
+
+
+def built_options(recorded: Mapping[str, str | int | bool]) -> EngineOptions:
+    """The options that an engine was built with, from those that its metadata keep; where it keeps none, the defaults."""
+    given: dict[str, object] = {name: value for name, value in recorded.items() if value not in ("", "default")}
+    if isinstance(sources := given.get("tactic_sources"), str):
+        given["tactic_sources"] = () if sources == NO_TACTIC_SOURCES else tuple(sources.split(","))
+    return EngineOptions.model_validate({name: value for name, value in given.items() if name in EngineOptions.model_fields})

@@ -6,7 +6,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.config import NO_TACTIC_SOURCES, EngineOptions
 from masksparse_deploy.core.errors import MachineError
 
 __all__ = [
@@ -92,7 +92,7 @@ def recorded_options(options: EngineOptions) -> dict[str, str | int | bool]:
         "largest_image": options.largest_image or options.tuned_image or "",
         "workspace_mib": options.workspace_mib,
         "sparse_tactics": options.sparse_tactics,
-        "tactic_sources": "default" if sources is None else ",".join(sources),
+        "tactic_sources": "default" if sources is None else ",".join(sources) or NO_TACTIC_SOURCES,
         "optimization_level": "default" if options.optimization_level is None else options.optimization_level,
         "refit": options.refit,
         "hardware_compatibility": options.hardware_compatibility,

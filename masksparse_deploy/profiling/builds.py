@@ -8,7 +8,7 @@ from masksparse_deploy.core.artifacts.timing import EngineRole
 from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
 from masksparse_deploy.core.errors import ArtifactError, MasksparseError
 from masksparse_deploy.core.progress import Progress, silent
-from masksparse_deploy.engine.plans import metadata_path, read_plan
+from masksparse_deploy.engine.plans import built_options, metadata_path, read_plan
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.engine.source import read_source
 from masksparse_deploy.profiling.twins import SPARSE_TACTICS, has_sparse_tactics
@@ -96,14 +96,7 @@ def _identity(engine: EngineArtifact) -> Mapping[str, object]:
 
 def _options_of(engine: EngineArtifact) -> EngineOptions:
     """The options that an engine was built with, as its metadata keep them, but for the timing cache."""
-    given: dict[str, object] = {
-        name: value
-        for name, value in engine.options.items()
-        if name in EngineOptions.model_fields and value not in ("default", "")
-    }
-    if isinstance(given.get("tactic_sources"), str):
-        given["tactic_sources"] = tuple(str(given["tactic_sources"]).split(","))
-    return EngineOptions.model_validate({**given, "backend": engine.backend, "timing_cache": NO_TIMING_CACHE})
+    return built_options(engine.options).model_copy(update={"backend": engine.backend, "timing_cache": NO_TIMING_CACHE})
 
 
 def _check_source(role: EngineRole, engine: EngineArtifact, onnx_path: Path) -> None:

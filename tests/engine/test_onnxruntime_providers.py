@@ -15,10 +15,10 @@ from masksparse_deploy.engine.onnxruntime_providers import (
     CUDA,
     TENSORRT,
     Provider,
-    built_options,
     compiling_options,
     recorded_options,
 )
+from masksparse_deploy.engine.plans import built_options
 from masksparse_deploy.engine.shape_profile import ShapeRange
 from tests.engine.fake_tensorrt import GPU
 

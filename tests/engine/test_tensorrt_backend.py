@@ -13,6 +13,7 @@ from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageErro
 from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.engine import tensorrt_backend
 from masksparse_deploy.engine.driver import DriverAnswer
+from masksparse_deploy.engine.plans import built_options
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from masksparse_deploy.engine.tensorrt_versions import recorded_options
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeEngine, FakeTensorRT, install
@@ -215,6 +216,14 @@ def test_where_a_compatible_plan_loads(
         return
     with elsewhere.open(tmp_path / "dense.engine.json"):
         assert trt.host_code_allowed == options.get("version_compatible", False)
+
+
+@pytest.mark.parametrize("sources", [None, (), ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")])
+def test_recorded_options_give_the_same_engine_again(sources: tuple[str, ...] | None) -> None:
+    options = EngineOptions(batch=4, smallest_batch=2, tuned_image="64x64", refit=True, tactic_sources=sources)
+    recorded = recorded_options(options)
+    assert recorded_options(built_options(recorded)) == recorded
+    assert built_options(recorded).tactic_sources == sources
 
 
 def test_a_batch_that_is_too_small_is_filled_up(

@@ -7,7 +7,9 @@ import pytest
 
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
+from masksparse_deploy.engine.refit.run import refit
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
+from tests.engine.refit.networks import write_new, write_old
 from tests.requirements import requires
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt, requires(gpu=True, tensorrt=True)]
@@ -30,3 +32,23 @@ def test_layers_are_matched_to_onnx_nodes(dense_onnx: Path, tmp_path: Path) -> N
     artifact = TensorRTBackend().build(dense_onnx, tmp_path, EngineOptions(batch=4), name="dense")
     assert any(layer.onnx_nodes for layer in artifact.layers)
     assert artifact.device.kind == "cuda"
+
+
+def test_new_weights_in_a_built_engine(tmp_path: Path) -> None:
+    old, new = write_old(tmp_path), write_new(tmp_path)
+    TensorRTBackend().build(old, tmp_path, EngineOptions(batch=4, refit=True), name="old")
+    report = refit(tmp_path / "old.engine.json", old, new, tmp_path / "out", name="new")
+    assert not report.rebuilt
+    assert report.relative_error <= report.tolerance < report.relative_change
+
+
+def test_times_of_kernels_are_taken_from_the_last_build(dense_onnx: Path, tmp_path: Path) -> None:
+    first, second = (TensorRTBackend().build(dense_onnx, tmp_path, EngineOptions(batch=4), name="dense") for _ in range(2))
+    assert first.timing_cache_sha256 == ""
+    assert second.timing_cache_sha256 != ""
+    assert not any("timing cache" in finding for finding in (*first.findings, *second.findings))
+
+
+def test_the_engine_has_the_precision_of_its_file(dense_onnx: Path, tmp_path: Path) -> None:
+    artifact = TensorRTBackend().build(dense_onnx, tmp_path, EngineOptions(batch=4), name="dense")
+    assert not any("precision" in finding for finding in artifact.findings)
