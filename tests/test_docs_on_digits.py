@@ -118,3 +118,15 @@ def test_fitting_kept_weights(folder: Path) -> None:
     assert right["adaprune + batch norm"] > 0.98 > 0.9 < right["magnitude + batch norm"]
     masks = read_mask_set(folder / "out" / "adaprune" / "masks.safetensors")
     assert len(masks.weights) == len(masks.layers) == 10
+
+
+@pytest.mark.slow
+def test_a_forecast_times_nothing_without_a_gpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (line,) = (line for line in commands_of("forecast.md") if "digits_net" in line)
+    code = run(shlex.split(line)[1:])
+    found = json.loads((folder / "out" / "forecast" / "forecast.json").read_text())
+    assert code == (0 if found["worthwhile"] else 1)
+    assert found["precision"] == "int8" and len(found["skipped"]) >= 2
+    if found["backend"] == "onnxruntime":
+        assert "this runtime has no 2:4 kernels" in " ".join(capsys.readouterr().out.split())
+        assert found["kinds"] == [] and found["network_ms"] is None

@@ -1,17 +1,26 @@
 """The small network that a kind of convolution is timed in."""
 
+from pathlib import Path
+
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 from masksparse_deploy.core.artifacts.forecast import ConvolutionKind
+from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.patterns import NMPattern
-from masksparse_deploy.engine.source import precision_of
+from masksparse_deploy.engine.source import precision_of, read_source
+from masksparse_deploy.engine.tensorrt_build import build_plan
+from masksparse_deploy.engine.tensorrt_log import kept_messages
 from masksparse_deploy.forecast.kinds import take_census
 from masksparse_deploy.forecast.layer_model import LAYER, layer_model
 from masksparse_deploy.graph.layers import weighted_layers
 from masksparse_deploy.graph.reader import parse_graph
+from tests.engine.fake_tensorrt import install
+from tests.engine.test_tensorrt_build import OnTheProcessor
+from tests.requirements import requires
 
 KIND = ConvolutionKind(
     kernel=(3, 3),
@@ -68,3 +77,19 @@ def test_the_same_kind_gives_the_same_bytes() -> None:
 def test_weights_are_of_the_kind_s_shape() -> None:
     weights = {tensor.name: numpy_helper.to_array(tensor).shape for tensor in layer_model(KIND).graph.initializer}
     assert weights[f"{LAYER}.weight"] == (12, 8, 3, 3)
+
+
+@pytest.mark.filterwarnings("ignore:Use :DeprecationWarning")  # TensorRT for RTX warns of calls that do nothing there
+@requires(tensorrt_rtx=True)
+@pytest.mark.parametrize(("precision", "batch"), [("fp16", 2), ("int8", "batch")])
+def test_nvidias_own_builder_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, batch: int | str
+) -> None:
+    module = OnTheProcessor(pytest.importorskip("tensorrt_rtx"))
+    install(monkeypatch, module)
+    path = tmp_path / "kind.onnx"
+    onnx.save(layer_model(KIND.model_copy(update={"precision": precision}), batch), path)
+    options = EngineOptions(backend="tensorrt", batch=2, sparse_tactics=False)
+    with kept_messages(module) as (logger, messages):
+        built = build_plan(module, logger, messages, read_source(path), options, name="kind")
+    assert len(built.plan) > 1000 and messages.errors == []
