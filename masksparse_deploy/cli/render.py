@@ -22,6 +22,7 @@ __all__ = [
     "certify_lines",
     "check_lines",
     "engine_lines",
+    "finding_lines",
     "learn_lines",
     "lint_table",
     "selection_table",
@@ -159,7 +160,12 @@ def _padding_line(layers: Sequence[PaddedLayer]) -> str:
 def engine_lines(artifact: EngineArtifact, choice: str) -> list[str]:
     """The backend and why it was chosen, the device, whether sparse kernels are in use, and what else the user should know."""
     lines = [f"{escape(choice)}   ({escape(artifact.device.name)})", escape(artifact.sparse_kernels)]
-    return lines + [f"[yellow]note:[/] {escape(finding)}" for finding in artifact.findings]
+    return lines + finding_lines(artifact)
+
+
+def finding_lines(artifact: EngineArtifact, whose: str = "") -> list[str]:
+    """What the user should know about a build; `whose` stands in front of each."""
+    return [f"[yellow]note:[/] {whose}{escape(finding)}" for finding in artifact.findings]
 
 
 def certify_lines(certificate: Certificate) -> list[str]:

@@ -1,6 +1,6 @@
 """What a stage of a chain has found, read back from the artifact it wrote."""
 
-from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, learn_lines, validate_lines
+from masksparse_deploy.cli.render import bake_lines, certify_lines, engine_lines, finding_lines, learn_lines, validate_lines
 from masksparse_deploy.cli.render_profile import profile_lines
 from masksparse_deploy.cli.render_rewrite import rewrite_lines
 from masksparse_deploy.cli.render_sparse_tactics import sparse_tactics_lines
@@ -34,7 +34,8 @@ def stage_lines(job: Job, stage: str) -> list[str]:
         return rewrite_lines(RewriteReport.read(out / "rewrite.json"))
     if stage == "build":
         _, choice = choose_backend(job.config.engine.backend)
-        return engine_lines(EngineArtifact.read(out / "sparse.engine.json"), choice)
+        dense, sparse = (EngineArtifact.read(out / f"{name}.engine.json") for name in ("dense", "sparse"))
+        return [*engine_lines(sparse, choice), *finding_lines(dense, "dense engine: ")]
     if stage == "profile":
         explained = SparseTactics.read(out / WHY_NOT_SPARSE)
         # the build stage has said already of a runtime without 2:4 kernels that it has none

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from masksparse_deploy.core.config import DeployConfig
+from masksparse_deploy.core.config import NO_TIMING_CACHE, DeployConfig, EngineOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.factory import is_factory, source_file
 from masksparse_deploy.core.files import sha256_bytes, sha256_file
@@ -31,6 +31,14 @@ class Job:
     out: Path
     command: str
     config_text: str
+
+    @property
+    def engine(self) -> EngineOptions:
+        """The engine's options, with the timing cache from the configuration's folder on, as all its paths are."""
+        options = self.config.engine
+        if options.timing_cache in (None, NO_TIMING_CACHE):
+            return options
+        return options.model_copy(update={"timing_cache": str(self.folder / str(options.timing_cache))})
 
     @cached_property
     def test(self) -> Samples:

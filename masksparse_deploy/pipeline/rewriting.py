@@ -18,7 +18,7 @@ def rewrite_job(job: Job, progress: Progress) -> None:
     """Rewrite the layers of the sparse file that get faster by it; where there are none, nothing is timed."""
     from masksparse_deploy.rewrite.run import rewrite
 
-    rewrite(job.out / _SPARSE, _options(job), job.config.engine, out=job.out, progress=progress)
+    rewrite(job.out / _SPARSE, _options(job), job.engine, out=job.out, progress=progress)
 
 
 def rewrite_outputs(job: Job) -> tuple[str, ...]:

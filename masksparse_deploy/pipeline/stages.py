@@ -124,7 +124,7 @@ def _build(job: Job, progress: Progress) -> None:
 
     backend, _ = choose_backend(job.config.engine.backend)
     for name, source in (("dense", "dense.onnx"), ("sparse", built_from(job.out))):
-        backend.build(job.out / source, job.out, job.config.engine, name=name, progress=progress)
+        backend.build(job.out / source, job.out, job.engine, name=name, progress=progress)
 
 
 def _build_outputs(job: Job) -> tuple[str, ...]:
@@ -163,7 +163,7 @@ def _profile(job: Job, progress: Progress) -> None:
         count=job.config.profile.builds,
         progress=progress,
     )
-    report = profile_builds(builds, job.test.images, job.config.engine, job.config.profile, progress=progress)
+    report = profile_builds(builds, job.test.images, job.engine, job.config.profile, progress=progress)
     report.write(job.out / "profile.json")
     explained = explain_files(
         job.out / built_from(job.out),
@@ -236,7 +236,7 @@ def _validate(job: Job, progress: Progress) -> None:
         rewritten_onnx=job.out / REWRITTEN if built_from(job.out) == REWRITTEN else None,
         samples=job.test,
         gates=job.config.gates,
-        engine_options=job.config.engine,
+        engine_options=job.engine,
         out=job.out,
         progress=progress,
     )

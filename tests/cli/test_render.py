@@ -1,6 +1,7 @@
-from masksparse_deploy.cli.render import certify_lines, learn_lines, validate_lines
+from masksparse_deploy.cli.render import certify_lines, engine_lines, finding_lines, learn_lines, validate_lines
 from masksparse_deploy.cli.render_profile import profile_lines
 from masksparse_deploy.cli.render_survival import survival_table
+from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
 from tests.report.artifacts import make_attribution, make_certificate, make_learn, make_profile, make_survival, make_validation
@@ -121,3 +122,24 @@ def test_an_engine_that_is_slower_than_dense_says_so() -> None:
     assert words not in profile_lines(make_profile(1.2)) and words not in profile_lines(make_profile(0.995))
     # figures that must not be used say nothing either way
     assert words not in profile_lines(make_profile(0.83, invalid_because=("load",)))
+
+
+def test_what_a_build_found_is_noted() -> None:
+    artifact = EngineArtifact(
+        backend="tensorrt",
+        plan="p",
+        plan_sha256="1",
+        source_sha256="2",
+        precision="fp16",
+        options={},
+        versions={},
+        device=DeviceFacts(kind="cuda", name="NVIDIA [H100]", details={}),
+        layers=(),
+        exposed=(),
+        sparse_kernels="sparse tactics in 1 of 2 layers",
+        findings=("fc in fp32 [not fp16]",),
+    )
+    text = engine_lines(artifact, "TensorRT 10.16.1")
+    assert text[0] == r"TensorRT 10.16.1   (NVIDIA \[H100])"
+    assert text[2:] == [r"[yellow]note:[/] fc in fp32 \[not fp16]"]
+    assert finding_lines(artifact, "dense engine: ") == [r"[yellow]note:[/] dense engine: fc in fp32 \[not fp16]"]

@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from masksparse_deploy.core.config import DataOptions, DeployConfig, EngineOptions, ModelOptions
 from masksparse_deploy.core.errors import UsageError
-from masksparse_deploy.pipeline.job import source_digest
+from masksparse_deploy.pipeline.job import Job, source_digest
 
 
 @pytest.fixture
@@ -38,3 +39,18 @@ def test_a_change_of_the_source_changes_its_digest(folder: Path, source: str, ch
 def test_a_source_that_is_not_there(folder: Path, source: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         source_digest(source, folder)
+
+
+@pytest.mark.parametrize(
+    ("given", "used"), [(None, None), ("none", "none"), ("times", "{folder}/times"), ("/shared/times", "/shared/times")]
+)
+def test_a_timing_cache_starts_at_the_configurations_folder(tmp_path: Path, given: str | None, used: str | None) -> None:
+    config = DeployConfig(
+        model=ModelOptions(factory="model:net", weights="w.safetensors"),
+        data=DataOptions(train="train.npz", test="test.npz"),
+        engine=EngineOptions(batch=3, timing_cache=given),
+        out="out",
+    )
+    job = Job(config=config, folder=tmp_path, out=tmp_path / "out", command="", config_text="")
+    assert job.engine.timing_cache == (used and used.format(folder=tmp_path))
+    assert job.engine.batch == 3
