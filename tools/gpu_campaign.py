@@ -27,6 +27,7 @@ import argparse
 import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -85,6 +86,7 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     status = _with_version(status)
     record = Record.open(options.out)
     record.of_machine(_facts(status, words))
+    end = time.monotonic() + options.seconds
     sources = _sources(options, status.versions.get("tensorrt", ""))
     engine = EngineOptions(backend=options.backend, workspace_mib=options.workspace_mib, tactic_sources=sources)
     machine = Machine(
@@ -95,9 +97,10 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
         golden=options.golden,
         rounds=options.rounds,
         builds=options.builds,
+        expired=lambda: time.monotonic() > end,
     )
     say = partial(print, file=sys.stderr, flush=True)
-    left = run_cases(cases, record, machine, seconds=options.seconds, retry=options.retry, say=say)
+    left = run_cases(cases, record, machine, retry=options.retry, say=say)
     if options.table:
         print(_write_table(record, options.measurements))
     failed = [name for name in record.failures if any(case.name == name for case in cases)]
@@ -129,7 +132,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("out/gpu/campaign.json"), help="the record (default: out/gpu/campaign.json)")
     add("--work", type=Path, default=Path("out/gpu/work"), help="where engines are kept between pieces (default: out/gpu/work)")
-    add("--seconds", type=float, default=480, help="start no further case after so many (default: 480)")
+    add("--seconds", type=float, default=300, help="start no further build after so many (default: 300)")
     add("--pieces", nargs="+", choices=PIECES, default=PIECES, help=f"what to run (default: {' '.join(PIECES)})")
     add("--only", nargs="+", default=["*"], help="only cases of these names, with wildcards")
     add("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS, help="of kernels and networks (default: both)")
@@ -139,7 +142,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--sparse", type=Path, help="its sparse twin")
     add("--batch", type=int, default=64, help="images an inference of these (default: 64)")
     add("--rounds", type=int, default=30, help="timing rounds (default: 30)")
-    add("--builds", type=int, default=3, help="builds of each engine of a network (default: 3)")
+    add("--builds", type=_positive, default=3, help="builds of each engine of a network (default: 3)")
     add("--workspace-mib", type=int, default=4096, help="scratch memory for TensorRT (default: 4096)")
     add(
         "--tactic-sources",
@@ -165,6 +168,13 @@ def _with_version(status: BackendStatus) -> BackendStatus:
         return status
     version = str(require("tensorrt", needed_for="the campaign").__version__)
     return status.model_copy(update={"versions": {**status.versions, "tensorrt": version}})
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
 
 
 def _sources(options: argparse.Namespace, version: str) -> tuple[str, ...] | None:

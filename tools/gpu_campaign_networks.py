@@ -103,6 +103,7 @@ def _build(machine: Machine, paths: Sequence[Path], folder: Path, options: Engin
     for role, path in zip(_ROLES, paths, strict=True):
         metadata = metadata_path(folder, role)
         if not _is_built(metadata, path, machine):
+            machine.check_time()
             machine.backend.build(path, folder, options, name=role)
         found.append(metadata)
     return found[0], found[1]
@@ -124,7 +125,10 @@ def _profile(pair: Pair, title: str, batch: int, machine: Machine) -> dict[str, 
     options = machine.engine.model_copy(update={"batch": batch})
     own = folder / f"batch-{batch}"
     dense, sparse = _build(machine, paths, own, options)
-    builds = provide_builds(dense, sparse, *paths, own / BUILDS, count=machine.builds)
+    for count in range(1, machine.builds + 1):  # what is built already is kept, also for the next piece
+        machine.check_time()
+        builds = provide_builds(dense, sparse, *paths, own / BUILDS, count=count)
+    machine.check_time()
     shape = read_source(paths[0]).input_shape
     images = np.random.default_rng(0).standard_normal((batch, *(length or 1 for length in shape[1:])), dtype=np.float32)
     report = profile_builds(builds, images, options, ProfileOptions(rounds=machine.rounds, cuda_graph=True))

@@ -13,9 +13,15 @@ from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import canonical_json, write_atomic
 from masksparse_deploy.engine.protocol import Backend
 
-__all__ = ["Case", "Machine", "Record", "run_cases"]
+__all__ = ["Case", "Machine", "Record", "UnfinishedError", "run_cases"]
 
 _KIND = "gpu campaign"
+# A CUDA error may leave the process without a working GPU: a new process goes on behind these cases.
+_MOST_FAILURES_IN_A_ROW = 5
+
+
+class UnfinishedError(Exception):
+    """The time was up in the middle of a case, which has kept what it did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,7 @@ class Machine:
         golden: where the inspector's JSON and build logs are recorded.
         rounds: of timing.
         builds: of each engine of a network.
+        expired: whether the time is up; long cases ask between their steps.
     """
 
     backend: Backend
@@ -39,6 +46,12 @@ class Machine:
     golden: Path
     rounds: int
     builds: int
+    expired: Callable[[], bool]
+
+    def check_time(self) -> None:
+        """Raise UnfinishedError where the time is up."""
+        if self.expired():
+            raise UnfinishedError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +117,6 @@ def run_cases(
     record: Record,
     machine: Machine,
     *,
-    seconds: float,
     retry: bool,
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
@@ -114,8 +126,7 @@ def run_cases(
     Args:
         cases: of the campaign.
         record: where rows go.
-        machine: what the cases run on.
-        seconds: after which no further case is started.
+        machine: what the cases run on; says when the time is up.
         retry: run cases again that failed before.
         say: told of each case and of the end.
         clock: seconds.
@@ -123,22 +134,27 @@ def run_cases(
     Returns:
         How many cases are left.
     """
-    begin, left = clock(), 0
+    left, failed_in_a_row = 0, 0
     for case in cases:
         known = record.cases.get(case.name)
         if known is not None and not (retry and "error" in known):
             continue
-        if left or clock() - begin > seconds:
+        if left or machine.expired() or failed_in_a_row == _MOST_FAILURES_IN_A_ROW:
             left += 1
             continue
         started = clock()
         try:
             row = case.run(machine)
+        except UnfinishedError:
+            left += 1
+            continue
         except Exception as error:  # whatever goes wrong on a machine seen once is what is to be written down
             row = {"error": f"{type(error).__name__}: {error}"}
+        failed_in_a_row = failed_in_a_row + 1 if "error" in row else 0
         record.cases[case.name] = {"piece": case.piece, **row, "seconds": round(clock() - started, 1)}
         record.write()
         say(f"{case.name}: {row.get('error') or row.get('outcome', 'done')}")
     if left:
-        say(f"stopped after {clock() - begin:.0f} s with {left} cases left; run the same command again to go on")
+        why = "the time is up" if failed_in_a_row < _MOST_FAILURES_IN_A_ROW else f"{failed_in_a_row} cases in a row failed"
+        say(f"stopped, as {why}, with {left} cases left; run the same command again to go on")
     return left

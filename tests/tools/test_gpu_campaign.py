@@ -3,15 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
 import pytest
 
+from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.engine import tensorrt_backend
 from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.inspector import parse_inspector
+from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeTensorRT, install
 from tests.forecast.machine import SPARSE_TACTIC, FakeBackend
@@ -155,23 +158,60 @@ def case(name: str, seconds: float, clock: list[float], error: str = "") -> Case
     return Case(name=name, piece="tests", files=lambda folder: (), run=run)
 
 
+def machine_until(end: float, clock: list[float]) -> Any:
+    """All that the runner of cases asks a machine for."""
+    return SimpleNamespace(expired=lambda: clock[0] > end)
+
+
 def test_pieces_end_in_time_and_go_on_where_they_were(tmp_path: Path) -> None:
     clock, said = [0.0], []
     cases = [case("a", 60, clock), case("b", 60, clock, "broken"), case("c", 1, clock), case("d", 1, clock)]
-    machine: Any = None
 
     def piece(retry: bool = False) -> int:
         found = Record.open(tmp_path / "campaign.json")
-        return run_cases(cases, found, machine, seconds=100, retry=retry, say=said.append, clock=lambda: clock[0])
+        machine = machine_until(clock[0] + 100, clock)
+        return run_cases(cases, found, machine, retry=retry, say=said.append, clock=lambda: clock[0])
 
     assert piece() == 2
-    assert said[-1] == "stopped after 120 s with 2 cases left; run the same command again to go on"
+    assert said[-1] == "stopped, as the time is up, with 2 cases left; run the same command again to go on"
     assert set(record(tmp_path)["cases"]) == {"a", "b"}
     assert piece() == 0
     assert record(tmp_path)["cases"]["b"] == {"piece": "tests", "error": "MachineError: broken", "seconds": 60}
     begun = len(said)
     assert piece(retry=True) == 0
     assert said[begun:] == ["b: MachineError: broken"]
+
+
+def test_a_case_whose_time_is_up_is_left_and_not_recorded(tmp_path: Path) -> None:
+    words = ["--pieces", "networks", "--precisions", "int8", "--only", "*resnet18*", "--seconds", "-1"]
+    assert rehearse(tmp_path, *words) == gpu_campaign.NOT_FINISHED
+    machine = Machine(
+        backend=get_backend("onnxruntime"),
+        status=get_backend("onnxruntime").status(),
+        engine=EngineOptions(),
+        work=tmp_path / "work",
+        golden=tmp_path,
+        rounds=20,
+        builds=3,
+        expired=iter([False, False, True, True]).__next__,
+    )
+    found = Record.open(tmp_path / "campaign.json")
+    (network,) = gpu_campaign_networks.network_cases(["int8"], ["resnet18"])
+    assert run_cases([network], found, machine, retry=False, say=lambda text: None) == 1
+    assert found.cases == {}
+    # the engine that was built before the time was up is kept for the next piece
+    assert [path.name for path in (tmp_path / "work").rglob("*.engine.json")] == ["dense.engine.json"]
+
+
+def test_many_failures_in_a_row_end_the_process_that_may_have_lost_its_gpu(tmp_path: Path) -> None:
+    clock, said = [0.0], []
+    cases = [case(str(number), 1, clock, "CUDA: an illegal memory access") for number in range(7)]
+    for left in (2, 0):
+        found = Record.open(tmp_path / "campaign.json")
+        machine = machine_until(100, clock)
+        assert run_cases(cases, found, machine, retry=False, say=said.append, clock=lambda: clock[0]) == left
+    assert said[5] == "stopped, as 5 cases in a row failed, with 2 cases left; run the same command again to go on"
+    assert len(said) == 8
 
 
 def test_figures_of_two_machines_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
