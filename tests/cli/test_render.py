@@ -133,13 +133,13 @@ def test_what_a_build_found_is_noted() -> None:
         precision="fp16",
         options={},
         versions={},
-        device=DeviceFacts(kind="cuda", name="NVIDIA [H100]", details={}),
+        device=DeviceFacts(kind="cuda", name="NVIDIA H100", details={}),
         layers=(),
         exposed=(),
         sparse_kernels="sparse tactics in 1 of 2 layers",
-        findings=("fc in fp32 [not fp16]",),
+        findings=("fc in fp32 [dim]",),
     )
     text = engine_lines(artifact, "TensorRT 10.16.1")
-    assert text[0] == r"TensorRT 10.16.1   (NVIDIA \[H100])"
-    assert text[2:] == [r"[yellow]note:[/] fc in fp32 \[not fp16]"]
-    assert finding_lines(artifact, "dense engine: ") == [r"[yellow]note:[/] dense engine: fc in fp32 \[not fp16]"]
+    assert text[0] == "TensorRT 10.16.1   (NVIDIA H100)"
+    assert text[2:] == [r"[yellow]note:[/] fc in fp32 \[dim]"]
+    assert finding_lines(artifact, "dense engine: ") == [r"[yellow]note:[/] dense engine: fc in fp32 \[dim]"]
