@@ -63,10 +63,8 @@ def test_tables_and_resuming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     monkeypatch.setattr(rewrite_benchmark, "RUNTIMES", {"onnxruntime": fake_runtime(TIMES)})
     assert run(tmp_path, "--threads", "1") == 0
     printed = capsys.readouterr().out
-    assert (
-        "| small | 1x16@0.5/16 | 1 | onnxruntime 1.0 | 4.50 ms | 1.00x | 2.00x | 2.50x | **3.00x** [3.00, 3.00] | 3.00 to 3.00 |"
-        in printed
-    )
+    figures = "4.50 ms | 1.00x | 2.00x | 2.50x | **3.00x** [3.00, 3.00] | 3.00 to 3.00 |"
+    assert f"| small | 1x16@0.5/16 | 1 | onnxruntime 1.0 | {figures}" in printed
     assert "### small, 1x16@0.5/16, 1 thread" in printed
     assert (tmp_path / "report.md").read_text() == printed
     (result,) = json.loads((tmp_path / "report.json").read_bytes())
