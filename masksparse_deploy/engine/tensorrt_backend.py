@@ -1,7 +1,7 @@
 """TensorRT 8.6, 10 and 11, where the package and a GPU are there."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,10 +85,11 @@ class TensorRTBackend:
         source = read_source(onnx_path, expose)
         progress(f"build {name}", 0, 2)
         started = time.monotonic()
-        cache = _timing_cache(options, folder, device)
+        cache = _timing_cache(options, folder, device, _versions_of(trt))
         with kept_messages(trt) as (logger, messages):
             built = build_plan(trt, logger, messages, source, options, name=name, cache=cache, progress=progress)
             build_seconds = time.monotonic() - started
+            progress(f"build {name}", 1, 2)
             engine = load_engine(trt, logger, built.plan, what=f"the engine built from {onnx_path}", trusted=True)
             inspected = inspect_engine(trt, engine)
         layers = parse_inspector(inspected)
@@ -100,7 +101,7 @@ class TensorRTBackend:
             source_sha256=source.graph.sha256,
             precision=source.precision,
             options=recorded_options(options),
-            versions=_versions(),
+            versions=_versions_of(trt),
             device=device,
             layers=layers,
             exposed=source.exposed,
@@ -128,7 +129,7 @@ class TensorRTBackend:
         """Change the weights of a built engine; see `engine.protocol.Refits`."""
         trt, _, device = self._ready()
         old, plan = read_plan(metadata_path, backend=self.name)
-        check_runs_here(old, device, _versions(), metadata_path)
+        check_runs_here(old, device, _versions_of(trt), metadata_path)
         source = read_source(onnx_path, old.exposed)
         with kept_messages(trt) as (logger, messages):
             engine = load_engine(trt, logger, plan, what=str(metadata_path.parent / old.plan), trusted=_is_compatible(old))
@@ -148,7 +149,7 @@ class TensorRTBackend:
         """Load a plan on the device it was built for; `threads` has no meaning here. See `engine.protocol.Backend`."""
         trt, cudart, device = self._ready()
         artifact, plan = read_plan(metadata_path, backend=self.name)
-        check_runs_here(artifact, device, _versions(), metadata_path)
+        check_runs_here(artifact, device, _versions_of(trt), metadata_path)
         with kept_messages(trt) as (logger, _):
             what = str(metadata_path.parent / artifact.plan)
             engine = load_engine(trt, logger, plan, what=what, trusted=_is_compatible(artifact))
@@ -163,6 +164,11 @@ class TensorRTBackend:
             raise MachineError(f"the backend tensorrt does not work here: {status.reason}")
         purpose = "building and running TensorRT engines"
         return require("tensorrt", needed_for=purpose), require("cuda.bindings.runtime", needed_for=purpose), status.device
+
+
+def _versions_of(trt: Any) -> dict[str, str]:
+    """With the version that the imported module tells, which need not have been installed as a package."""
+    return {**_versions(), "tensorrt": str(trt.__version__)}
 
 
 def _versions() -> dict[str, str]:
@@ -183,11 +189,11 @@ def _write(artifact: EngineArtifact, plan: bytes, inspected: str, folder: Path, 
     return artifact
 
 
-def _timing_cache(options: EngineOptions, folder: Path, device: DeviceFacts) -> TimingCache | None:
+def _timing_cache(options: EngineOptions, folder: Path, device: DeviceFacts, versions: Mapping[str, str]) -> TimingCache | None:
     if options.timing_cache == NO_TIMING_CACHE:
         return None
     where = folder / "timing_cache" if options.timing_cache is None else Path(options.timing_cache)
-    return timing_cache_in(where, cache_key(device, _versions()))
+    return timing_cache_in(where, cache_key(device, versions))
 
 
 def _write_log(folder: Path, name: str, lines: list[str]) -> str:

@@ -136,6 +136,17 @@ def test_what_the_builder_tells_of_tactics_is_kept(
     assert not (tmp_path / "dense.build.log").exists()
 
 
+def test_progress_ends_at_the_total(dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT) -> None:
+    told: list[tuple[str, int, int]] = []
+    backend.build(dense_onnx, tmp_path, OPTIONS, name="dense", progress=lambda *step: told.append(step))
+    assert [step[1:] for step in told if step[0] == "build dense"] == [(0, 2), (1, 2), (2, 2)]
+    assert any(step[0] == "build dense: Timing kernels" for step in told)
+    del trt.IProgressMonitor  # as in TensorRT 8.6
+    told.clear()
+    backend.build(dense_onnx, tmp_path, OPTIONS, name="dense", progress=lambda *step: told.append(step))
+    assert told == [("build dense", 0, 2), ("build dense", 1, 2), ("build dense", 2, 2)]
+
+
 def test_times_of_kernels_are_kept_between_builds(
     dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT
 ) -> None:
