@@ -27,8 +27,9 @@ def test_three_engines_are_built_and_timed_and_kept(tmp_path: Path, monkeypatch:
         onnx.save(model, tmp_path / f"{name}.onnx")
         backend.build(tmp_path / f"{name}.onnx", tmp_path, EngineOptions(batch=4), name=name)
     options = ProfileOptions(rounds=10, warmup=1, inferences_per_round=1)
-    config = SimpleNamespace(engine=EngineOptions(batch=4), profile=options)
-    job: Any = SimpleNamespace(out=tmp_path, config=config, test=SimpleNamespace(images=np.zeros((4, 3, 8, 8), np.float32)))
+    images = SimpleNamespace(images=np.zeros((4, 3, 8, 8), np.float32))
+    config = SimpleNamespace(profile=options)
+    job: Any = SimpleNamespace(out=tmp_path, config=config, engine=EngineOptions(batch=4), test=images)
     (stage,) = (stage for stage in stages.STAGES if stage.name == "profile")
 
     stage.run(job, silent)
