@@ -17,12 +17,13 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Gain:
-    """What `count` layers of one kind gain each, in milliseconds, with the interval of the median."""
+    """What `count` layers of one kind gain each, in milliseconds, with the interval of the median and its confidence."""
 
     count: int
     ms: float
     low: float
     high: float
+    confidence: float
 
 
 def joint_confidence(confidence: float, count: int) -> float:
@@ -53,7 +54,7 @@ def estimate(network_ms: Array, gains: Sequence[Gain], confidence: float) -> Spe
     """What the network would gain if its layers gained in it what they gain alone.
 
     With T the network's median time and G the sum of all gains it is T / (T - G). Its interval is what that takes on over the
-    intervals of T and of all gains: where each of these holds, as all do together with `confidence`, so does it.
+    intervals of T and of all gains: where each of these holds, so does it. What each of them may fail by adds up (Bonferroni).
 
     Args:
         network_ms: float64 (rounds,), the dense network.
@@ -61,18 +62,20 @@ def estimate(network_ms: Array, gains: Sequence[Gain], confidence: float) -> Spe
         confidence: of all of them together.
 
     Returns:
-        The estimate; None where the layers gain more than the network takes, so that they cannot tell of it.
+        The estimate, whose interval has less than `confidence` where few rounds reach no more; None where the layers gain more
+        than the network takes, so that they cannot tell of it.
     """
     times = median_interval(network_ms, joint_confidence(confidence, len(gains) + 1))
     total = sum(gain.count * gain.ms for gain in gains)
     low, high = (sum(gain.count * getattr(gain, end) for gain in gains) for end in ("low", "high"))
     if high >= times.low:
         return None
+    missed = 1 - times.coverage + sum(1 - gain.confidence for gain in gains)
     # T / (T - G) rises with G, and falls with T where G is positive, rises where it is not
     ends = [_ratio(time, gain) for time in (times.low, times.high) for gain in (low, high)]
     return Speedup(
         ratio=_ratio(float(np.median(network_ms)), total),
-        interval=Interval(low=min(ends), high=max(ends), confidence=confidence),
+        interval=Interval(low=min(ends), high=max(ends), confidence=max(min(confidence, 1 - missed), 0.0)),
     )
 
 

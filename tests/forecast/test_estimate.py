@@ -9,7 +9,10 @@ TEN = np.full(20, 10.0)
 
 
 def test_gains_are_taken_off_the_networks_time() -> None:
-    gains = [Gain(count=3, ms=1.0, low=0.5, high=1.5), Gain(count=1, ms=-1.0, low=-1.0, high=-1.0)]
+    gains = [
+        Gain(count=3, ms=1.0, low=0.5, high=1.5, confidence=0.99),
+        Gain(count=1, ms=-1.0, low=-1.0, high=-1.0, confidence=0.99),
+    ]
     found = estimate(TEN, gains, 0.95)
     assert found is not None
     assert found.ratio == pytest.approx(10 / (10 - 2))
@@ -18,12 +21,23 @@ def test_gains_are_taken_off_the_networks_time() -> None:
 
 def test_the_ends_come_from_the_networks_noise_too() -> None:
     times = np.repeat([9.0, 11.0], 10)
-    found = estimate(times, [Gain(count=1, ms=1.0, low=1.0, high=1.0)], 0.95)
+    found = estimate(times, [Gain(count=1, ms=1.0, low=1.0, high=1.0, confidence=0.99)], 0.95)
     assert found is not None
     assert (found.interval.low, found.interval.high) == pytest.approx((11 / 10, 9 / 8))
-    losing = estimate(times, [Gain(count=1, ms=-1.0, low=-1.0, high=-1.0)], 0.95)
+    losing = estimate(times, [Gain(count=1, ms=-1.0, low=-1.0, high=-1.0, confidence=0.99)], 0.95)
     assert losing is not None
     assert (losing.interval.low, losing.interval.high) == pytest.approx((9 / 10, 11 / 12))
+
+
+def test_an_interval_claims_no_more_than_its_rounds_reach() -> None:
+    """Ten rounds reach 1 - 2^-9 for each of two medians, and both hold together with 1 - 2^-8 at least."""
+    ten = np.linspace(9, 11, 10)
+    ms, interval = median_gain(ten, ten - 1, 0.9999)
+    gains = [Gain(count=1, ms=ms, low=interval.low, high=interval.high, confidence=interval.confidence)]
+    found = estimate(ten, gains, 0.9999)
+    assert found is not None and found.interval.confidence == pytest.approx(1 - 2**-8)
+    enough = estimate(np.linspace(9, 11, 40), [], 0.95)
+    assert enough is not None and enough.interval.confidence == 0.95
 
 
 def test_without_gains_nothing_changes() -> None:
@@ -32,7 +46,7 @@ def test_without_gains_nothing_changes() -> None:
 
 
 def test_more_gain_than_time_tells_nothing() -> None:
-    assert estimate(TEN, [Gain(count=1, ms=9.0, low=8.0, high=10.0)], 0.95) is None
+    assert estimate(TEN, [Gain(count=1, ms=9.0, low=8.0, high=10.0, confidence=0.99)], 0.95) is None
 
 
 @pytest.mark.parametrize(("confidence", "covers"), [(joint_confidence(0.95, 4), True), (0.1, False)])
@@ -48,7 +62,7 @@ def test_the_joint_interval_covers_the_true_speedup(confidence: float, covers: b
         gains = []
         for _ in range(3):
             ms, interval = median_gain(2 + random.normal(0, 0.1, 20), 1.5 + random.normal(0, 0.1, 20), confidence)
-            gains.append(Gain(count=1, ms=ms, low=interval.low, high=interval.high))
+            gains.append(Gain(count=1, ms=ms, low=interval.low, high=interval.high, confidence=interval.confidence))
         found = estimate(np.full(20, 10.0), gains, 0.95)
         assert found is not None
         missed += not found.interval.low <= truth <= found.interval.high
