@@ -1,6 +1,6 @@
 """Several builds of each engine: those that are there and fit are kept, the others are made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
@@ -29,6 +29,7 @@ def provide_builds(
     folder: Path,
     *,
     count: int,
+    before_build: Callable[[], None] = lambda: None,
     progress: Progress = silent,
 ) -> dict[EngineRole, Sequence[Path]]:
     """The engine.json of `count` builds of each engine, with the options of those given, which are the first ones.
@@ -45,6 +46,7 @@ def provide_builds(
         sparse_onnx: likewise; the engine "forbidden" is built from it, too.
         folder: where further builds are, and are written to.
         count: builds of each engine.
+        before_build: called before each further build; what it raises ends the work, and finished builds are kept.
         progress: told how far each build is.
 
     Raises:
@@ -70,6 +72,7 @@ def provide_builds(
             name = f"{role}-{number}"
             path = metadata_path(folder, name)
             if not _is_kept(path, like):
+                before_build()
                 built = backend.build(
                     sources[role], folder, _options_of(like), name=name, expose=like.exposed, progress=progress
                 )
