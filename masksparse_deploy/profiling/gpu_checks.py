@@ -5,7 +5,7 @@ from masksparse_deploy.core.artifacts.gpu_state import GpuReading, GpuState
 __all__ = ["check_shared", "check_throttled"]
 
 # Reasons for low clocks that come and go with load and heat; the others are settings, the same for every engine.
-_THROTTLES = ("power cap", "hardware slowdown", "heat (software)", "heat (hardware)", "power brake")
+_THROTTLES = ("power cap", "hardware slowdown", "heat (software)", "heat (hardware)", "power brake", "board limit")
 
 
 def check_throttled(state: GpuState) -> str | None:

@@ -24,6 +24,8 @@ _LIMITS = {
     "ApplicationsClocksSetting": "clocks set by the user",
     "DisplayClockSetting": "display",
     "GpuIdle": "idle",
+    "BoardLimit": "board limit",
+    "Reliability": "reliable voltage",
 }
 
 
@@ -86,7 +88,8 @@ class GpuWatch:
             return None
 
     def _named(self, limits: int) -> tuple[str, ...]:
-        bits = {name: getattr(self._nvml, f"nvmlClocksThrottleReason{name}") for name in _LIMITS}
+        # older packages do not know the last two
+        bits = {name: getattr(self._nvml, f"nvmlClocksThrottleReason{name}", 0) for name in _LIMITS}
         return tuple(_LIMITS[name] for name, bit in bits.items() if limits & bit)
 
 

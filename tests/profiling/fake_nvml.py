@@ -21,6 +21,8 @@ class FakeNvml:
     nvmlClocksThrottleReasonHwThermalSlowdown = 0x40  # noqa: N815
     nvmlClocksThrottleReasonHwPowerBrakeSlowdown = 0x80  # noqa: N815
     nvmlClocksThrottleReasonDisplayClockSetting = 0x100  # noqa: N815
+    nvmlClocksThrottleReasonBoardLimit = 0x200  # noqa: N815
+    nvmlClocksThrottleReasonReliability = 0x400  # noqa: N815
 
     class NVMLError(Exception):
         """As pynvml's base class of errors."""

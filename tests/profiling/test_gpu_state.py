@@ -59,7 +59,13 @@ def test_what_the_gpu_does_not_tell_is_left_out(nvml: FakeNvml) -> None:
 
 @pytest.mark.parametrize(
     ("limits", "named"),
-    [(0x4, "power cap"), (0x8, "hardware slowdown"), (0x60, "heat (hardware), heat (software)"), (0x80, "power brake")],
+    [
+        (0x4, "power cap"),
+        (0x8, "hardware slowdown"),
+        (0x60, "heat (hardware), heat (software)"),
+        (0x80, "power brake"),
+        (0x200, "board limit"),
+    ],
 )
 def test_a_gpu_that_throttles_is_reported(nvml: FakeNvml, limits: int, named: str) -> None:
     watch = watched(nvml)
@@ -70,7 +76,7 @@ def test_a_gpu_that_throttles_is_reported(nvml: FakeNvml, limits: int, named: st
     assert f"throttled in 1 of 3 readings ({named}; clocks between 1500 and 1500 MHz of at most 1980)" in message
 
 
-@pytest.mark.parametrize("limits", [0x1, 0x2, 0x10, 0x100])
+@pytest.mark.parametrize("limits", [0x1, 0x2, 0x10, 0x100, 0x400])
 def test_settings_and_idleness_are_no_throttling(nvml: FakeNvml, limits: int) -> None:
     nvml.limits = limits
     state = watched(nvml).state
