@@ -21,7 +21,7 @@ def forecast_table(forecast: Forecast) -> Iterable[Table | str]:
         table.add_row(str(kind.kind), str(len(kind.layers)), *_times(kind), _tactic(kind))
     if forecast.kinds:
         yield table
-        where = f"batch {forecast.batch}, {escape(forecast.precision)}, {escape(forecast.device)}"
+        where = f"batch {forecast.batch}, {escape(forecast.precision)}, {escape(' '.join(_place(forecast)))}"
         network = "-" if forecast.network_ms is None else f"{forecast.network_ms:.3f} ms"
         yield f"network as it is {network}   {where}"
     if forecast.estimate is not None:
@@ -30,6 +30,10 @@ def forecast_table(forecast: Forecast) -> Iterable[Table | str]:
         yield f"trial with half of the weights cut   {_speedup(forecast.trial)}   measured, accuracy disregarded"
     yield f"[{'green' if forecast.worthwhile else 'yellow'}]{escape(forecast.reason)}[/]"
     yield from (f"[yellow]note[/] {escape(remark)}" for remark in forecast.remarks)
+
+
+def _place(forecast: Forecast) -> tuple[str, ...]:
+    return (forecast.device, f"({forecast.architecture})") if forecast.architecture else (forecast.device,)
 
 
 def _times(kind: KindForecast) -> tuple[str, str, str]:

@@ -49,7 +49,8 @@ def _build_lines(report: ProfileReport) -> list[str]:
     count = sum(build.engine == "dense" for build in report.builds)
     confidence = report.ratios[0].interval.confidence
     builds = "one build of each engine" if count == 1 else f"{count} builds of each engine"
-    lines = [f"{report.clock}; {builds}, intervals of {100 * confidence:.3g} % confidence"]
+    where = f" on {escape(report.device)}, {report.architecture}" if report.architecture else ""
+    lines = [f"{report.clock}{where}; {builds}, intervals of {100 * confidence:.3g} % confidence"]
     return lines + [_ratio_line(ratio) for ratio in report.ratios if (ratio.slower, ratio.faster) != ("dense", "sparse")]
 
 

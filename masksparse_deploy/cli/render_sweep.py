@@ -35,7 +35,9 @@ def sweep_table(report: SweepReport) -> Iterable[Table | str]:
         }
         table.add_row(*(cell for name, cell in cells.items() if name not in hidden))
     yield table
-    yield f"{report.backend} on {escape(report.device)}, {report.clock}"
+    confidences = sorted({f"{100 * point.speedup.interval.confidence:.3g}" for point in report.points})
+    where = ", ".join(part for part in (report.device, report.architecture, report.clock) if part)
+    yield f"{report.backend} on {escape(where)}, intervals of {' and '.join(confidences)} % confidence"
     for point in report.points:
         where = f"batch {point.batch} of {point.height}x{point.width}"
         yield from (f"[yellow]invalid:[/] {where}: {escape(reason)}" for reason in point.invalid_because)

@@ -93,6 +93,7 @@ def forecast(
         source_sha256=source.graph.sha256,
         backend=backend.name,
         device=status.device.name if status.device is not None else "unknown",
+        architecture=status.device.architecture if status.device is not None else "",
         versions=status.versions,
         precision=source.precision,
         batch=source.input_shape[0] or engine_options.batch,
@@ -169,7 +170,7 @@ class _Run:
             dense_ms = self._timer.alone(dense, progress=self._progress)
         self._progress("timing the network", 1, 1)
         gains = [
-            Gain(count=len(kind.layers), ms=kind.gain_ms, low=kind.gain_interval.low, high=kind.gain_interval.high)
+            Gain(count=len(kind.layers), ms=kind.gain_ms, **kind.gain_interval.model_dump())
             for kind in kinds
             if kind.gain_interval is not None
         ]

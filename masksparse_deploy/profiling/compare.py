@@ -128,6 +128,7 @@ def profile_builds(
         sparse_engine_sha256=sparse_engine.digest,
         backend=dense_engine.backend,
         device=device.name,
+        architecture=device.architecture,
         dense=found["dense"],
         sparse=found["sparse"],
         speedup=speedup_of(ratios),

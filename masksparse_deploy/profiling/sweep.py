@@ -10,7 +10,7 @@ import numpy.typing as npt
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.sweeping import SweepPoint, SweepReport
 from masksparse_deploy.core.artifacts.timing import EngineRole, ProfileReport
-from masksparse_deploy.core.config import EngineOptions, ProfileOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions, ProfileOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import canonical_json
 from masksparse_deploy.core.progress import Progress, silent
@@ -130,6 +130,7 @@ def _blank(
         sparse_onnx_sha256=read_source(sparse_onnx).graph.sha256,
         backend=backend.name,
         device=status.device.name if status.device is not None else "",
+        architecture=status.device.architecture if status.device is not None else "",
         versions=status.versions,
         options={name: canonical_json(value).decode() for name, value in options.items()},
         clock="",
@@ -157,6 +158,8 @@ def _engines(
         "smallest_image": None,
         "tuned_image": _text((point.height, point.width)) if is_open else None,
         "largest_image": None,
+        # times that are kept would make the first builds of both files alike
+        "timing_cache": NO_TIMING_CACHE,
     }
     where = folder / f"batch-{point.batch}-{_text((point.height, point.width))}"
     for role, path in roles:

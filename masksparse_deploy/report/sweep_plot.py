@@ -65,7 +65,8 @@ def write_sweep_page(path: Path, report: SweepReport, title: str) -> None:
     """
     graph_objects = require("plotly.graph_objects", needed_for="the plot of speedup against batch size")
     figure = graph_objects.Figure(sweep_plot(report).figure)
-    figure.update_layout(title=f"{title}: {report.backend} on {report.device}", margin={"t": 70}, height=480)
+    where = ", ".join(part for part in (report.device, report.architecture) if part)
+    figure.update_layout(title=f"{title}: {report.backend} on {where}", margin={"t": 70}, height=480)
     page: str = figure.to_html(include_plotlyjs=True, div_id="sweep", config={"displayModeBar": False})
     write_atomic(path, page.encode())
 

@@ -16,6 +16,8 @@ def test_three_engines() -> None:
         "sparse tactics forbidden / allowed: 1.29x [1.25, 1.33] faster   1.26 to 1.32 from build to build",
         "dense / sparse tactics forbidden: 1.01x [0.97, 1.05] not told apart   0.98 to 1.04 from build to build",
     ]
+    named = make_gpu_profile().model_copy(update={"device": "A GPU", "architecture": "sm_90"})
+    assert plain(profile_lines(named))[2].startswith("CUDA events on A GPU, sm_90; 3 builds of each engine")
     assert lines[5].startswith("with transfers: dense 1.9")
     assert lines[6] == "slowest layers: conv + relu 1.2000 ms (80 %), copy <format> 0.3000 ms (20 %)"
     assert lines[7] == "GPU, 1 readings under load: 1755 to 1755 MHz (of 1980), 61 to 61 C, 412 to 412 W (of 700)"

@@ -39,7 +39,7 @@ class FakeBackend:
         self._noise = np.random.default_rng(0)
 
     def status(self) -> BackendStatus:
-        device = DeviceFacts(kind="cuda", name=self._device, details={})
+        device = DeviceFacts(kind="cuda", name=self._device, details={"compute_capability": "9.0"})
         versions = {"tensorrt": self.version}
         return BackendStatus(backend=self.name, available=True, reason="", versions=versions, device=device)
 

@@ -15,7 +15,7 @@ from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.engine.source import read_source
 from tests.profiling.machines import FakeClock
 
-GPU = DeviceFacts(kind="cuda", name="a fake GPU", details={})
+GPU = DeviceFacts(kind="cuda", name="a fake GPU", details={"compute_capability": "9.0"})
 TRANSFER_S = 1e-3
 PLAN = b"plan"
 

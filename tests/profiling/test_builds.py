@@ -105,6 +105,30 @@ def test_builds_are_made_once_and_without_a_timing_cache(files: tuple[Path, Path
     assert [name for name, _ in backend.built[9:]] == ["forbidden-1", "sparse-2", "sparse-3"]
 
 
+def test_what_was_built_before_the_work_was_ended_is_kept(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = BuildingBackend(FakeClock(), FASTER_BY_TACTICS, build_spread=0.0)
+    provide(files, backend, monkeypatch, count=1)
+    dense, sparse = (metadata_path(files[0].parent, path.stem) for path in files)
+    calls: list[int] = []
+
+    def end_at_the_third() -> None:
+        calls.append(len(backend.built))
+        if len(calls) == 3:
+            raise TimeoutError
+
+    before = len(backend.built)
+    with pytest.raises(TimeoutError):
+        provide_builds(dense, sparse, *files, files[0].parent / "builds", count=3, before_build=end_at_the_third)
+    # one call for each build, before it
+    assert calls == [before, before + 1, before + 2] and len(backend.built) == before + 2
+    assert {len(paths) for paths in provide(files, backend, monkeypatch).values()} == {3}
+    assert [name for name, _ in backend.built[before:]] == [
+        "dense-2",
+        "dense-3",
+        *("forbidden-2", "forbidden-3", "sparse-2", "sparse-3"),
+    ]
+
+
 def test_a_build_from_another_file_is_refused(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     backend = BuildingBackend(FakeClock(), FASTER_BY_TACTICS, build_spread=0.0)
     provide(files, backend, monkeypatch)
@@ -144,7 +168,7 @@ def test_what_users_get_and_what_sparse_tactics_bring(files: tuple[Path, Path], 
     assert [(build.engine, build.number) for build in report.builds[:4]] == [
         *(("dense", 1), ("dense", 2), ("dense", 3), ("forbidden", 1)),
     ]
-    assert report.clock == "CUDA events"
+    assert (report.clock, report.architecture) == ("CUDA events", "sm_90")
     assert report.invalid_because == ()
     assert "NVML does not work here" in report.conditions.details["gpu_state"]
     assert len(report.dense.samples_ms) == 3 * 20 * 3
@@ -228,7 +252,7 @@ def test_an_engine_called_forbidden_must_forbid(files: tuple[Path, Path], monkey
 
 def test_a_report_of_two_engines_that_was_written_earlier_is_still_read(tmp_path: Path) -> None:
     content = json.loads(make_profile().to_bytes())
-    for name in ("clock", "forbidden", "ratios", "builds", "end_to_end", "gpu", "layers"):
+    for name in ("architecture", "clock", "forbidden", "ratios", "builds", "end_to_end", "gpu", "layers"):
         del content[name]
     (tmp_path / "profile.json").write_text(json.dumps(content), encoding="utf-8")
     assert ProfileReport.read(tmp_path / "profile.json") == make_profile()

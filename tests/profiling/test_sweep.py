@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from masksparse_deploy.core.artifacts.sweeping import SweepReport
-from masksparse_deploy.core.config import EngineOptions, ProfileOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions, ProfileOptions
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.profiling import builds as builds_module
@@ -82,8 +82,9 @@ def test_engines_that_are_tuned_are_built_for_every_point(files: tuple[Path, Pat
     options = {"backend": backend, "profile_options": QUICK.model_copy(update={"builds": 2})}
     report = run(files, sweep_points(files[0], [1, 4], []), **options)
     assert [options.batch for _, options in backend.built] == [1] * 6 + [4] * 6
+    assert {options.timing_cache for _, options in backend.built} == {NO_TIMING_CACHE}
     assert [[ratio.conclusion for ratio in point.ratios[:2]] for point in report.points] == [["faster", "faster"]] * 2
-    assert report.clock == "CUDA events"
+    assert (report.clock, report.architecture) == ("CUDA events", "sm_90")
     assert all(point.end_to_end is not None for point in report.points)
 
 

@@ -12,6 +12,9 @@ def test_ratios_of_three_engines_say_what_they_cover():
     assert "not told apart" in text
     assert "intervals cover what builds differ by" in text
     assert text.count("3 of 9 layers") == 9
+    assert "All engines were timed in one process" in text
+    named = make_gpu_profile().model_copy(update={"device": "A GPU", "architecture": "sm_90"})
+    assert "on A GPU (sm_90), 64 images an inference." in _text(render_report(make_inputs(profile=named)))
 
 
 def test_all_engines_are_drawn():

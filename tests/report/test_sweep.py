@@ -56,6 +56,8 @@ def test_the_report_shows_a_sweep_of_its_files() -> None:
     assert "Other batches and image sizes" in text
     assert f"224 {TIMES} 224 8 0.800 ms 0.667 ms 1.20{TIMES} 1.18 to 1.23 90 % other load" in text
     assert "not made from the ONNX files of this run" not in text
+    assert "tensorrt on Made-up GPU, CUDA events." in text
+    assert "on Made-up GPU, sm_90, CUDA events." in _text(render_report(make_inputs(sweep=make_sweep(architecture="sm_90"))))
     text = _text(render_report(make_inputs(sweep=make_sweep(sparse_onnx_sha256="0" * 64))))
     assert "This sweep was not made from the ONNX files of this run." in text
 

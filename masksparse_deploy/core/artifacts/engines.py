@@ -14,6 +14,12 @@ class DeviceFacts(Record):
     name: str
     details: dict[str, str]
 
+    @property
+    def architecture(self) -> str:
+        """Of a GPU, as "sm_90"; "" where it is not told."""
+        capability = self.details.get("compute_capability", "")
+        return f"sm_{capability.replace('.', '')}" if capability else ""
+
 
 class EngineLayer(Record):
     """One layer of the engine; `is_sparse` is None where the runtime does not tell which kernel it uses.

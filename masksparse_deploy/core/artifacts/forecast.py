@@ -65,7 +65,8 @@ class Forecast(Document):
     network_ms / (network_ms - the gains of all layers); its interval covers the noise of the timing, and not what layers do to
     one another in a network. `trial` is measured: the network itself, half of each eligible layer's weights cut without regard
     to accuracy, sparse tactics allowed, against the network as it is, one build of each. `worthwhile` says whether `threshold`
-    may be reached, and `reason` why; `skipped` why layers were left out, by name.
+    may be reached, and `reason` why; `skipped` why layers were left out, by name. `architecture` is the GPU's, as "sm_90", ""
+    where it is not told.
     """
 
     kind: ClassVar[str] = "forecast"
@@ -73,6 +74,7 @@ class Forecast(Document):
     source_sha256: str
     backend: str
     device: str
+    architecture: str = ""
     versions: dict[str, str]
     precision: str
     batch: int

@@ -30,7 +30,8 @@ class SweepPoint(Record):
 class SweepReport(Document):
     """Points in ascending order of size and batch; the rest is the same for all of them.
 
-    `options` are those of engines and timing that changed the figures.
+    `options` are those of engines and timing that changed the figures; `architecture` is the GPU's, as "sm_90", "" where it is
+    not told.
     """
 
     kind: ClassVar[str] = "sweep"
@@ -42,4 +43,5 @@ class SweepReport(Document):
     versions: dict[str, str]
     options: dict[str, str]
     clock: str
+    architecture: str = ""
     points: tuple[SweepPoint, ...]

@@ -104,6 +104,7 @@ class LayerTime(Record):
 class ProfileReport(Document):
     """Dense and sparse engines timed in one process, interleaved in random order.
 
+    `architecture` is the GPU's, as "sm_90", "" where it is not told.
     `clock` says what the times of `dense`, `forbidden`, `sparse`, `speedup`, `control` and `ratios` were taken with.
     `forbidden` is the sparse file without sparse tactics, where the backend has any; `builds` and `ratios` are there then.
     `layers` are those of the first build of each engine.
@@ -124,6 +125,7 @@ class ProfileReport(Document):
     sparse_kernels: str
     conditions: RunConditions
     invalid_because: tuple[str, ...]
+    architecture: str = ""
     clock: str = "wall clock"
     forbidden: Latency | None = None
     ratios: tuple[EngineRatio, ...] = ()

@@ -85,7 +85,7 @@ def explain(
         backend=engine.backend,
         versions=engine.versions,
         device=engine.device.name,
-        architecture=_architecture(engine),
+        architecture=engine.device.architecture,
         precision=engine.precision,
         batch=_batch(engine),
         has_sparse_kernels=has_kernels,
@@ -140,11 +140,6 @@ def _require_one_origin(graph: Graph, lint: LintReport, engine: EngineArtifact, 
             f"the times are of another engine (digest {profile.sparse_engine_sha256}) than the one given ({engine.digest}); "
             "run 'masksparse profile' again"
         )
-
-
-def _architecture(engine: EngineArtifact) -> str:
-    capability = engine.device.details.get("compute_capability", "")
-    return f"sm_{capability.replace('.', '')}" if capability else ""
 
 
 def _batch(engine: EngineArtifact) -> int | None:
