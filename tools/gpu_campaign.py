@@ -5,7 +5,8 @@
 It runs the tests that need a GPU, records what the engine inspector and the builder's log say to tests/golden/, times
 convolutions with the same 2:4 weights, sparse tactics forbidden and allowed, and ResNet-18 and ResNet-50 dense against sparse,
 refits an engine and validates one. Run it again until it says that nothing is left: finished cases are skipped, failures are
-recorded and the next case still runs. --table writes docs/measurements/gpu-<GPU>.md and .json.
+recorded and the next case still runs, also after a case that took the process down twice. --table writes
+docs/measurements/gpu-<GPU>.md and .json.
 
 Validation needs files that are made with PyTorch, on any machine; the folder travels, it is small:
 
@@ -34,7 +35,7 @@ from functools import partial
 from pathlib import Path
 
 from masksparse_deploy.core.artifacts.engines import BackendStatus
-from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
 from masksparse_deploy.core.errors import MasksparseError, UsageError
 from masksparse_deploy.core.files import canonical_json, write_atomic
 from masksparse_deploy.core.optional import require
@@ -88,7 +89,13 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     record.of_machine(_facts(status, words))
     end = time.monotonic() + options.seconds
     sources = _sources(options, status.versions.get("tensorrt", ""))
-    engine = EngineOptions(backend=options.backend, workspace_mib=options.workspace_mib, tactic_sources=sources)
+    engine = EngineOptions(
+        backend=options.backend,
+        workspace_mib=options.workspace_mib,
+        tactic_sources=sources,
+        # builds are to differ as builds do, and a log tells the times of what was timed anew only
+        timing_cache=NO_TIMING_CACHE,
+    )
     machine = Machine(
         backend=backend,
         status=status,

@@ -125,9 +125,8 @@ def _profile(pair: Pair, title: str, batch: int, machine: Machine) -> dict[str, 
     options = machine.engine.model_copy(update={"batch": batch})
     own = folder / f"batch-{batch}"
     dense, sparse = _build(machine, paths, own, options)
-    for count in range(1, machine.builds + 1):  # what is built already is kept, also for the next piece
-        machine.check_time()
-        builds = provide_builds(dense, sparse, *paths, own / BUILDS, count=count)
+    # what is built already is kept, also for the next piece
+    builds = provide_builds(dense, sparse, *paths, own / BUILDS, count=machine.builds, before_build=machine.check_time)
     machine.check_time()
     shape = read_source(paths[0]).input_shape
     images = np.random.default_rng(0).standard_normal((batch, *(length or 1 for length in shape[1:])), dtype=np.float32)

@@ -18,6 +18,8 @@ __all__ = ["Case", "Machine", "Record", "UnfinishedError", "run_cases"]
 _KIND = "gpu campaign"
 # A CUDA error may leave the process without a working GPU: a new process goes on behind these cases.
 _MOST_FAILURES_IN_A_ROW = 5
+# A case that takes the process down, or never ends within a piece, must not keep the others from running.
+_MOST_DEATHS = 2
 
 
 class UnfinishedError(Exception):
@@ -73,11 +75,15 @@ class Case:
 
 @dataclass(kw_only=True)
 class Record:
-    """Rows by case, those of failed ones with "error", and facts about the machine; `path` is where they are kept."""
+    """Rows by case, those of failed ones with "error", and facts about the machine; `path` is where they are kept.
+
+    `begun` counts how often the process ended within a case.
+    """
 
     path: Path
     facts: dict[str, Any] = field(default_factory=dict)
     cases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    begun: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> "Record":
@@ -88,7 +94,7 @@ class Record:
             content = json.loads(path.read_bytes())
             if content.pop("kind") != _KIND:
                 raise KeyError("kind")
-            return cls(path=path, facts=content["facts"], cases=content["cases"])
+            return cls(path=path, facts=content["facts"], cases=content["cases"], begun=content["begun"])
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ArtifactError(f"{path} is no record of a campaign ({error}); name another file with --out") from error
 
@@ -102,9 +108,20 @@ class Record:
                 )
         self.facts = {**self.facts, **facts}
 
+    def begin(self, name: str) -> None:
+        """Note that a case runs, for the next process to know where this one ended if it does."""
+        self.begun[name] = self.begun.get(name, 0) + 1
+        self.write()
+
+    def leave(self, name: str) -> None:
+        """Note that it runs no more."""
+        self.begun.pop(name, None)
+        self.write()
+
     def write(self) -> None:
         """Whole or not at all."""
-        write_atomic(self.path, canonical_json({"kind": _KIND, "facts": self.facts, "cases": self.cases}))
+        content = {"kind": _KIND, "facts": self.facts, "cases": self.cases, "begun": self.begun}
+        write_atomic(self.path, canonical_json(content))
 
     @property
     def failures(self) -> dict[str, str]:
@@ -143,18 +160,32 @@ def run_cases(
             left += 1
             continue
         started = clock()
-        try:
-            row = case.run(machine)
-        except UnfinishedError:
+        row = _row(case, record, machine)
+        if row is None:
             left += 1
             continue
-        except Exception as error:  # whatever goes wrong on a machine seen once is what is to be written down
-            row = {"error": f"{type(error).__name__}: {error}"}
         failed_in_a_row = failed_in_a_row + 1 if "error" in row else 0
         record.cases[case.name] = {"piece": case.piece, **row, "seconds": round(clock() - started, 1)}
-        record.write()
+        record.leave(case.name)
         say(f"{case.name}: {row.get('error') or row.get('outcome', 'done')}")
     if left:
         why = "the time is up" if failed_in_a_row < _MOST_FAILURES_IN_A_ROW else f"{failed_in_a_row} cases in a row failed"
         say(f"stopped, as {why}, with {left} cases left; run the same command again to go on")
     return left
+
+
+def _row(case: Case, record: Record, machine: Machine) -> dict[str, Any] | None:
+    """What a case found, or the error that it ended with; None where the time was up."""
+    deaths = record.begun.get(case.name, 0)
+    if deaths >= _MOST_DEATHS:
+        return {"error": f"the process ended {deaths} times within this case: a crash, or stopped from outside; see --retry"}
+    record.begin(case.name)
+    try:
+        return case.run(machine)
+    except (UnfinishedError, KeyboardInterrupt) as error:
+        record.leave(case.name)
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        return None
+    except Exception as error:  # whatever goes wrong on a machine seen once is what is to be written down
+        return {"error": f"{type(error).__name__}: {error}"}

@@ -50,15 +50,15 @@ def _kernels(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _networks(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    yield "| network | dense ms | sparse ms | speedup | interval | sparse kernels | valid |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| network | dense ms | sparse ms | speedup | interval | by sparse tactics alone | sparse kernels | valid |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, row in rows.items():
         profile = row["profile"]
         invalid = "; ".join(profile["invalid_because"])
         valid = f"no: {invalid}" if invalid else "yes"
         yield (
             f"| {name} | {profile['dense']['median_ms']:.4f} | {profile['sparse']['median_ms']:.4f} | "
-            f"{_speedup(profile['speedup'])} | {_cell(row['sparse_kernels'])} | {_cell(valid)} |"
+            f"{_speedup(profile['speedup'])} | {_alone(profile)} | {_cell(row['sparse_kernels'])} | {_cell(valid)} |"
         )
 
 
@@ -71,8 +71,19 @@ def _others(record: Record) -> Iterator[str]:
 
 
 def _speedup(speedup: Mapping[str, Any]) -> str:
-    interval = speedup["interval"]
-    return f"{speedup['ratio']:.3f} | {interval['low']:.3f} to {interval['high']:.3f}"
+    return f"{speedup['ratio']:.3f} | {_interval(speedup['interval'])}"
+
+
+def _alone(profile: Mapping[str, Any]) -> str:
+    """The ratio of the same weights with sparse tactics forbidden and allowed."""
+    for ratio in profile["ratios"]:
+        if (ratio["slower"], ratio["faster"]) == ("forbidden", "sparse"):
+            return f"{ratio['ratio']:.3f}, {_interval(ratio['interval'])}"
+    return "not told"
+
+
+def _interval(interval: Mapping[str, Any]) -> str:
+    return f"{interval['low']:.3f} to {interval['high']:.3f} ({100 * interval['confidence']:.3g} %)"
 
 
 def _details(device: Mapping[str, Any]) -> str:

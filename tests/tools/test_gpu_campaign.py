@@ -214,6 +214,31 @@ def test_many_failures_in_a_row_end_the_process_that_may_have_lost_its_gpu(tmp_p
     assert len(said) == 8
 
 
+def test_a_case_that_takes_the_process_down_twice_is_passed_over(tmp_path: Path) -> None:
+    class Death(BaseException):
+        """As a crash inside a library, which no handler sees."""
+
+    def die(machine: Machine) -> dict[str, Any]:
+        raise Death
+
+    clock, said = [0.0], []
+    deadly = Case(name="deadly", piece="tests", files=lambda folder: (), run=die)
+    cases = [deadly, case("other", 1, clock)]
+
+    def piece(retry: bool = False) -> int:
+        found = Record.open(tmp_path / "campaign.json")
+        return run_cases(cases, found, machine_until(100, clock), retry=retry, say=said.append, clock=lambda: clock[0])
+
+    for _ in range(2):
+        with pytest.raises(Death):
+            piece()
+    assert piece() == 0
+    assert "the process ended 2 times within this case" in record(tmp_path)["cases"]["deadly"]["error"]
+    assert said[-1] == "other: fine" and record(tmp_path)["begun"] == {}
+    with pytest.raises(Death):
+        piece(retry=True)
+
+
 def test_figures_of_two_machines_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--pieces", "kernels", "--precisions", "fp16"]
     assert rehearse(tmp_path, *words) == 0
@@ -332,6 +357,18 @@ def test_validation_and_refit_go_through_the_command_line(
     page = Path(capsys.readouterr().out.splitlines()[-1]).read_text()
     assert "| validate digits-int8 | inconclusive, 2 checks; accuracy drop: inconclusive |" in page
     assert "| refit resnet18 int8 | 0.50 s, error 0.0001 of at most 0.01, not rebuilt |" in page
+
+
+def test_tests_that_cannot_run_or_do_not_end_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--pieces", "tests"]
+    monkeypatch.setattr(gpu_campaign_chain, "is_installed", lambda name: False)
+    assert rehearse(tmp_path, *words) == 0
+    assert record(tmp_path)["cases"]["tests that need a GPU"]["outcome"] == "not run: pytest is not here"
+    (tmp_path / "campaign.json").unlink()
+    monkeypatch.setattr(gpu_campaign_chain, "is_installed", lambda name: True)
+    monkeypatch.setattr(gpu_campaign_chain, "_LONGEST_TESTS_S", 0.01)
+    assert rehearse(tmp_path, *words) == 1
+    assert "pytest did not end within 0.01 s" in record(tmp_path)["cases"]["tests that need a GPU"]["error"]
 
 
 def test_what_a_command_says_when_it_fails_is_recorded(tmp_path: Path) -> None:
