@@ -69,6 +69,8 @@ def _all_backends() -> tuple[Backend, ...]:
 
 def _described(status: BackendStatus) -> str:
     title = _TITLES[status.backend]
-    version = next(iter(status.versions.values()), "")
+    # of the packages that a backend needs the runtime's own; onnxruntime-gpu stands for onnxruntime
+    runtime = "tensorrt" if status.backend == "tensorrt" else "onnxruntime"
+    version = next((version for name, version in status.versions.items() if name.startswith(runtime)), "")
     place = status.device.name if status.device is not None and status.device.kind == "cuda" else "CPU"
     return f"{title} {version} on {place}".replace("  ", " ")

@@ -49,21 +49,27 @@ class TensorRTBackend:
     ask_driver: Callable[[], DriverAnswer] = query_driver
 
     def status(self) -> BackendStatus:
-        """Whether driver, GPU and packages are there; imports nothing."""
+        """Whether driver, GPU and packages are there; imports TensorRT only where nothing is missing."""
         answer = self.ask_driver()
         missing = [] if answer.device is not None else [answer.reason]
+        versions = _versions()
         packages = [package for package in _NEEDED_PACKAGES if not is_installed(package)]
         if packages:
             extras = ",".join(sorted({EXTRAS[package] for package in packages}))
             names = ", ".join(_NEEDED_PACKAGES[package] for package in packages)
             missing.append(f"not installed: {names} (pip install 'masksparse-deploy[{extras}]')")
+        if not missing:
+            try:
+                versions = _versions_of(_modules()[0])
+            except MachineError as error:  # it is there and broken, or for another Python or driver
+                missing.append(str(error))
         if missing:
             missing.append("on a machine without an NVIDIA GPU use the backend onnxruntime")
         return BackendStatus(
             backend=self.name,
             available=not missing,
             reason="; ".join(missing),
-            versions=_versions(),
+            versions=versions,
             device=answer.device,
         )
 
@@ -85,7 +91,7 @@ class TensorRTBackend:
         source = read_source(onnx_path, expose)
         progress(f"build {name}", 0, 2)
         started = time.monotonic()
-        cache = _timing_cache(options, folder, device, _versions_of(trt))
+        cache = _timing_cache(options, source.precision, folder, device, _versions_of(trt))
         with kept_messages(trt) as (logger, messages):
             built = build_plan(trt, logger, messages, source, options, name=name, cache=cache, progress=progress)
             build_seconds = time.monotonic() - started
@@ -141,6 +147,7 @@ class TensorRTBackend:
             "layers": layers,
             "sparse_kernels": count_sparse(layers),
             "refitted_from_sha256": old.plan_sha256,
+            "build_log": _write_log(make_folder(folder), name, _read_log(metadata_path.parent, old)),
         }
         return _write(old.model_copy(update=changes), new_plan, inspected, folder, name)
 
@@ -150,11 +157,12 @@ class TensorRTBackend:
         trt, cudart, device = self._ready()
         artifact, plan = read_plan(metadata_path, backend=self.name)
         check_runs_here(artifact, device, _versions_of(trt), metadata_path)
-        with kept_messages(trt) as (logger, _):
+        with kept_messages(trt) as (logger, messages):
             what = str(metadata_path.parent / artifact.plan)
             engine = load_engine(trt, logger, plan, what=what, trusted=_is_compatible(artifact))
             batches = {name: int(artifact.options.get(name, 1)) for name in ("batch", "smallest_batch")}
-            with TensorRTSession(trt, cudart, engine, exposed=artifact.exposed, **batches) as session:
+            exposed = artifact.exposed
+            with TensorRTSession(trt, cudart, engine, exposed=exposed, messages=messages, **batches) as session:
                 yield session
 
     def _ready(self) -> tuple[Any, Any, DeviceFacts]:
@@ -162,8 +170,12 @@ class TensorRTBackend:
         status = self.status()
         if not status.available or status.device is None:
             raise MachineError(f"the backend tensorrt does not work here: {status.reason}")
-        purpose = "building and running TensorRT engines"
-        return require("tensorrt", needed_for=purpose), require("cuda.bindings.runtime", needed_for=purpose), status.device
+        return *_modules(), status.device
+
+
+def _modules() -> tuple[Any, Any]:
+    purpose = "building and running TensorRT engines"
+    return require("tensorrt", needed_for=purpose), require("cuda.bindings.runtime", needed_for=purpose)
 
 
 def _versions_of(trt: Any) -> dict[str, str]:
@@ -189,11 +201,19 @@ def _write(artifact: EngineArtifact, plan: bytes, inspected: str, folder: Path, 
     return artifact
 
 
-def _timing_cache(options: EngineOptions, folder: Path, device: DeviceFacts, versions: Mapping[str, str]) -> TimingCache | None:
+def _timing_cache(
+    options: EngineOptions, precision: str, folder: Path, device: DeviceFacts, versions: Mapping[str, str]
+) -> TimingCache | None:
     if options.timing_cache == NO_TIMING_CACHE:
         return None
     where = folder / "timing_cache" if options.timing_cache is None else Path(options.timing_cache)
-    return timing_cache_in(where, cache_key(device, versions))
+    return timing_cache_in(where, cache_key(device, versions, recorded_options(options), precision=precision))
+
+
+def _read_log(folder: Path, artifact: EngineArtifact) -> list[str]:
+    """What the builder told of an engine's tactics, which new weights do not change; nothing where the file is gone."""
+    path = folder / Path(artifact.build_log).name
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if artifact.build_log and path.is_file() else []
 
 
 def _write_log(folder: Path, name: str, lines: list[str]) -> str:

@@ -66,9 +66,11 @@ def build_plan(
     Raises:
         ArtifactError: TensorRT refuses the file.
         MachineError: this version of TensorRT cannot build the file's precision, or lacks what an option asks for.
-        UsageError: the options' shapes do not fit the file, or a tensor to expose is not in the parsed network.
+        UsageError: the options' shapes do not fit the file, it has an operator that TensorRT would compute wrong, or a tensor
+            to expose is not in the parsed network.
     """
     shapes = shape_range(source.input_shape, options, input_name=source.input_name)
+    _check_operators(source)
     # Polygraphy's own loaders keep the parser's reasons and the builder's log to themselves, hence the two calls here
     builder = trt.Builder(logger)
     network = builder.create_network(creation_flags(trt))
@@ -79,7 +81,9 @@ def build_plan(
     content, findings = b"", []
     if cache is not None:
         content, warning = cache.read()
-        findings += [warning, _load_times(config, content, cache, messages)]
+        refusal = _load_times(config, content, cache, messages)
+        findings += [warning, refusal]
+        content = b"" if refusal else content
     plan = builder.build_serialized_network(network, config)
     del parser  # owns the weights that the network reads until then
     if monitor is not None and monitor.failure is not None:
@@ -99,6 +103,20 @@ def inspect_engine(trt: Any, engine: Any) -> str:
     """The engine inspector's JSON for a deserialized engine."""
     inspector = engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
+
+def _check_operators(source: Source) -> None:
+    """TensorRT's parser leaves the reduction of ScatterND out without saying so (onnx-tensorrt, issue 957)."""
+    adding = [
+        node.name
+        for node in source.graph.nodes
+        if node.op == "ScatterND" and node.attributes.get("reduction", "none") != "none"
+    ]
+    if adding:
+        raise UsageError(
+            f"TensorRT would compute {len(adding)} ScatterND with a reduction ({adding[0]}) wrong, without saying so; if the "
+            "file was rewritten for ONNX Runtime, run 'masksparse rewrite --backend tensorrt' on the sparse file, or build that"
+        )
 
 
 def _parse(trt: Any, network: Any, logger: Any, source: Source) -> Any:

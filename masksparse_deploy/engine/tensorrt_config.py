@@ -7,7 +7,7 @@ from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.core.optional import require
 from masksparse_deploy.engine.shape_profile import ShapeRange
 from masksparse_deploy.engine.source import Source
-from masksparse_deploy.engine.tensorrt_versions import hardware_level, precision_arguments, tactic_sources
+from masksparse_deploy.engine.tensorrt_versions import hardware_level, precision_arguments, share_shapes, tactic_sources
 
 __all__ = ["create_config"]
 
@@ -50,12 +50,15 @@ def create_config(
     logger = require("polygraphy.logger", needed_for=_PURPOSE).G_LOGGER
     try:
         with logger.verbosity(logger.CRITICAL + 1):  # it would print the options, and what is raised here anyway
-            return polygraphy.create_config(builder, network, **arguments)
+            config = polygraphy.create_config(builder, network, **arguments)
     except exception as error:
         raise MachineError(
             f"TensorRT {trt.__version__} cannot be configured as asked: {error}; change the options of the engine, or use "
             "another version of TensorRT"
         ) from error
+    # not Polygraphy's preview_features: it switches all others off
+    share_shapes(trt, config)
+    return config
 
 
 def _profile(polygraphy: Any, input_name: str, shapes: ShapeRange) -> Any:

@@ -9,11 +9,13 @@ from typing import Any, final
 import numpy as np
 import numpy.typing as npt
 
-from masksparse_deploy.core.errors import MachineError
+from masksparse_deploy.core.errors import MachineError, UsageError
 from masksparse_deploy.engine.batches import check_images, run_in_batches
 from masksparse_deploy.engine.cuda_runtime import CudaRuntime
 from masksparse_deploy.engine.protocol import Images
 from masksparse_deploy.engine.tensorrt_layers import layer_recorder
+from masksparse_deploy.engine.tensorrt_log import BuilderMessages
+from masksparse_deploy.engine.tensorrt_versions import numpy_type
 
 __all__ = ["TensorRTSession"]
 
@@ -22,15 +24,25 @@ __all__ = ["TensorRTSession"]
 class TensorRTSession:
     """One execution context, one stream and one buffer a tensor; implements `engine.protocol.Session` and `DeviceTimed`.
 
-    A context manager: leaving it frees stream and memory. `cudart` is `cuda.bindings.runtime`.
+    A context manager: leaving it frees stream and memory. `cudart` is `cuda.bindings.runtime`, and `messages` is what TensorRT
+    says meanwhile.
     """
 
     def __init__(
-        self, trt: Any, cudart: Any, engine: Any, *, batch: int, exposed: tuple[str, ...], smallest_batch: int = 1
+        self,
+        trt: Any,
+        cudart: Any,
+        engine: Any,
+        *,
+        batch: int,
+        exposed: tuple[str, ...],
+        smallest_batch: int = 1,
+        messages: BuilderMessages | None = None,
     ) -> None:
         self._trt = trt
         self._cuda = CudaRuntime(cudart)
         self._engine = engine
+        self._messages = messages or BuilderMessages()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         outputs = [name for name in names if engine.get_tensor_mode(name) != trt.TensorIOMode.INPUT]
         (self._input_name,) = (name for name in names if name not in outputs)
@@ -145,6 +157,9 @@ class TensorRTSession:
     def _bind(self, images: Images) -> None:
         """Set the shapes, make room for all tensors and copy the images to the device."""
         batch = np.ascontiguousarray(images, dtype=self._dtype(self._input_name))
+        fixed = self._input_shape[0]
+        if fixed not in (None, len(batch)):  # more of them would not fit its memory
+            raise UsageError(f"the engine takes {fixed} images at once, not {len(batch)}; give it batches of that size")
         if None in self._input_shape and not self._context.set_input_shape(self._input_name, batch.shape):
             raise MachineError(
                 f"TensorRT does not accept a batch of {len(batch)} images of {batch.shape[2]}x{batch.shape[3]}; "
@@ -191,8 +206,7 @@ class TensorRTSession:
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._stream)):
-            raise MachineError("TensorRT could not run the engine; its messages are on stderr")
+            raise MachineError(f"TensorRT could not run the engine: {self._messages.reasons()}")
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        dtype: np.dtype[Any] = np.dtype(self._trt.nptype(self._engine.get_tensor_dtype(name)))
-        return dtype
+        return numpy_type(self._trt, self._engine.get_tensor_dtype(name))

@@ -6,6 +6,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
+import numpy as np
+
 from masksparse_deploy.core.config import NO_TACTIC_SOURCES, EngineOptions
 from masksparse_deploy.core.errors import MachineError
 
@@ -13,10 +16,12 @@ __all__ = [
     "creation_flags",
     "hardware_level",
     "is_strongly_typed",
+    "numpy_type",
     "optional",
     "parser_reason",
     "precision_arguments",
     "recorded_options",
+    "share_shapes",
     "tactic_sources",
 ]
 
@@ -71,6 +76,21 @@ def tactic_sources(trt: Any, names: tuple[str, ...] | None) -> list[Any] | None:
     if names is None:
         return None
     return [_member(trt, trt.TacticSource, name, f"tactic source {name!r}") for name in names]
+
+
+def share_shapes(trt: Any, config: Any) -> None:
+    """Let several execution contexts of an engine use its one range of shapes: 10 and 11 always do, 8.6 if it is asked to."""
+    feature = optional(optional(trt, "PreviewFeature"), "PROFILE_SHARING_0806")
+    if feature is not None and not config.get_preview_feature(feature):
+        config.set_preview_feature(feature, True)
+
+
+def numpy_type(trt: Any, data_type: Any) -> np.dtype[Any]:
+    """NumPy's type for a tensor's; TensorRT's own `nptype` knows none for BF16 (10, 11), which 8.6 does not have."""
+    if data_type == optional(trt.DataType, "BF16"):
+        return np.dtype(ml_dtypes.bfloat16)
+    found: np.dtype[Any] = np.dtype(trt.nptype(data_type))
+    return found
 
 
 def parser_reason(parser_error: Any) -> str:

@@ -7,7 +7,7 @@ or that of another device, for an empty one with no more than a line in its log;
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,13 +18,36 @@ from masksparse_deploy.core.optional import require
 __all__ = ["TimingCache", "cache_key", "timing_cache_in"]
 
 _KEY_DIGITS = 12
+# Options that decide on the tactics that are tried.
+_CHOICES = (
+    "sparse_tactics",
+    "tactic_sources",
+    "optimization_level",
+    "workspace_mib",
+    "refit",
+    "hardware_compatibility",
+    "version_compatible",
+)
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9.]+")
 
 
-def cache_key(device: DeviceFacts, versions: Mapping[str, str]) -> dict[str, str]:
-    """All that the times of kernels depend on besides the layers."""
+def cache_key(
+    device: DeviceFacts, versions: Mapping[str, str], options: Mapping[str, object], *, precision: str
+) -> dict[str, str]:
+    """All that the kept times depend on besides the layers: a cache keeps one tactic a layer, of those that were allowed.
+
+    NVIDIA's page "Optimizing Builder Performance" (TensorRT 10.16) names device, versions and what changes how a layer is
+    implemented.
+
+    Args:
+        device: the GPU.
+        versions: of the packages.
+        options: of the engine, as its metadata keep them; shapes do not count, as they belong to the layers.
+        precision: of the file, which older versions are told by options of the builder.
+    """
     details = {name: device.details.get(name, "") for name in ("compute_capability", "cuda_driver", "memory_mib", "mig")}
-    return {"device": device.name, "tensorrt": versions.get("tensorrt", ""), **details}
+    chosen = {name: str(options.get(name, "")) for name in _CHOICES}
+    return {"device": device.name, "tensorrt": versions.get("tensorrt", ""), "precision": precision, **details, **chosen}
 
 
 def timing_cache_in(folder: Path, key: Mapping[str, str]) -> "TimingCache":
@@ -97,5 +120,9 @@ class TimingCache:
     def _locked(self) -> Iterator[None]:
         make_folder(self.path.parent)
         locks = require("polygraphy.util", needed_for="sharing a timing cache among processes")
-        with locks.LockFile(str(self.path)):
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locks.LockFile(str(self.path)))
+            except OSError as error:  # a folder that takes no files, or a file system without locks
+                raise output_error(self.path, error) from error
             yield

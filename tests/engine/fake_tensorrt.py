@@ -218,7 +218,7 @@ class FakeConfig:
             "set_memory_pool_limit": "pool",
             "add_optimization_profile": "profile",
         }
-        names["set_tactic_sources"] = "sources"
+        names |= {"set_tactic_sources": "sources", "set_preview_feature": "preview"}
         if name not in names:
             raise AttributeError(name)
         return lambda *arguments: self.trt.log.append((names[name], *arguments))
@@ -228,6 +228,9 @@ class FakeConfig:
             raise AttributeError(name)
         self.trt.log.append((name, value))
         self.__dict__[name] = value
+
+    def get_preview_feature(self, feature: str) -> bool:
+        return not self.trt.__version__.startswith("8.")
 
     def create_timing_cache(self, content: bytes) -> FakeTimingCache:
         if content == self.trt.refused_times:
@@ -259,6 +262,8 @@ class FakeTensorRT:
         creation = {8: {"EXPLICIT_BATCH": 0}, 10: {"EXPLICIT_BATCH": 0, "STRONGLY_TYPED": 1}, 11: {"STRONGLY_TYPED": 0}}
         precision = {} if major == 11 else {"FP16": "fp16", "INT8": "int8"}
         levels = {"NONE": "none", "AMPERE_PLUS": "ampere"} | ({} if major == 8 else {"SAME_COMPUTE_CAPABILITY": "same"})
+        self.DataType = SimpleNamespace(**({} if major == 8 else {"BF16": "bf16"}))
+        self.PreviewFeature = SimpleNamespace(**({} if major == 11 else {"PROFILE_SHARING_0806": "sharing"}))
         self.NetworkDefinitionCreationFlag = SimpleNamespace(**creation[major])
         self.BuilderFlag = SimpleNamespace(
             SPARSE_WEIGHTS="sparse", TF32="tf32", REFIT="refit", VERSION_COMPATIBLE="compatible", **precision

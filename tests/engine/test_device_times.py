@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from masksparse_deploy.core.errors import MachineError
+from masksparse_deploy.core.errors import MachineError, UsageError
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
 from masksparse_deploy.engine.protocol import DeviceTimed
 from masksparse_deploy.engine.tensorrt_layers import layer_recorder
+from masksparse_deploy.engine.tensorrt_log import BuilderMessages
 from masksparse_deploy.engine.tensorrt_session import TensorRTSession
 from tests.engine.timed_cuda import INFERENCE_MS, LAUNCH_MS, LAYERS, TimedCudart, TimedEngine, TimedTensorRT
 
@@ -109,3 +110,24 @@ def test_a_failing_launch_ends_the_capture_too(
     with pytest.raises(MachineError, match="could not run the engine"):
         session.time_on_device(IMAGES, cuda_graph=True)
     assert cudart.recording is None
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_an_engine_of_a_fixed_batch_takes_no_other(cudart: TimedCudart, count: int) -> None:
+    engine, images = TimedEngine(cudart, shape=IMAGES.shape), np.ones((count, 3, 8, 8), np.float32)
+    with TensorRTSession(TimedTensorRT(), cudart, engine, batch=4, exposed=()) as session:
+        for bind in (session.prepare, session.prepare_with_transfers):
+            with pytest.raises(UsageError, match=f"takes 4 images at once, not {count}"):
+                bind(images)
+        np.testing.assert_array_equal(session.run(images)["logits"], images + 1)
+
+
+def test_what_tensorrt_says_of_a_failure_is_told(cudart: TimedCudart, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = BuilderMessages()
+    engine = TimedEngine(cudart)
+    with TensorRTSession(TimedTensorRT(), cudart, engine, batch=4, exposed=(), messages=messages) as session:
+        infer = session.prepare(IMAGES)
+        messages.errors.append("illegal memory access")
+        monkeypatch.setattr(session._context, "execute_async_v3", lambda stream: False)
+        with pytest.raises(MachineError, match="could not run the engine: illegal memory access"):
+            infer()

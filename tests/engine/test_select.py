@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +19,8 @@ def with_driver(monkeypatch: pytest.MonkeyPatch) -> Callable[[DriverAnswer], Non
     def set_answer(answer: DriverAnswer) -> None:
         monkeypatch.setattr(select, "TensorRTBackend", lambda: TensorRTBackend(ask_driver=lambda: answer))
         monkeypatch.setattr(tensorrt_backend, "is_installed", lambda name: True)
+        monkeypatch.setattr(tensorrt_backend, "installed_versions", lambda *names: {"cuda-bindings": "12.9.4"})
+        monkeypatch.setattr(tensorrt_backend, "require", lambda name, needed_for: SimpleNamespace(__version__="8.6.0"))
 
     return set_answer
 
@@ -35,7 +38,20 @@ def test_auto_takes_tensorrt_where_it_works(with_driver: Callable[[DriverAnswer]
     with_driver(GPU)
     backend, why = choose_backend("auto")
     assert backend.name == "tensorrt"
-    assert "Fake GPU" in why
+    assert why == "TensorRT 8.6.0 on Fake GPU, found on this machine"
+
+
+def test_auto_falls_back_where_tensorrt_is_there_but_broken(
+    with_driver: Callable[[DriverAnswer], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str, needed_for: str) -> None:
+        raise MachineError(f"{name} is needed for {needed_for} and could not be imported (ImportError: libnvinfer.so.10)")
+
+    with_driver(GPU)
+    monkeypatch.setattr(tensorrt_backend, "require", broken)
+    backend, why = choose_backend("auto")
+    assert backend.name == "onnxruntime"
+    assert "TensorRT does not work here: tensorrt is needed for building and running TensorRT engines" in why
 
 
 def test_auto_falls_back_and_says_why(with_driver: Callable[[DriverAnswer], None]) -> None:

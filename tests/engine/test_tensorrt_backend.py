@@ -158,6 +158,7 @@ def test_times_of_kernels_are_kept_between_builds(
     assert second.timing_cache_sha256 == sha256_bytes(b"conv 0.2")
     trt.refused_times = b"conv 0.2\npool 0.1"
     third = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert third.timing_cache_sha256 == ""
     (finding,) = [text for text in third.findings if "timing cache" in text]
     assert "is not accepted by TensorRT (Failed to deserialize timing cache. Returning an empty timing cache.)" in finding
     (folder,) = [entry for entry in tmp_path.iterdir() if entry.is_dir()]

@@ -14,6 +14,7 @@ from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageErro
 from masksparse_deploy.engine.source import Source, read_source
 from masksparse_deploy.engine.tensorrt_build import BuiltPlan, build_plan
 from masksparse_deploy.engine.tensorrt_log import kept_messages
+from masksparse_deploy.engine.tensorrt_versions import numpy_type
 from tests.engine.fake_tensorrt import FakeTensorRT, install
 from tests.requirements import requires
 
@@ -55,6 +56,35 @@ def test_the_network_is_strongly_typed_where_it_can_be(dense_onnx: Path, trt: Fa
     assert ("profiling_verbosity", "detailed") in trt.log
     assert ("shape", "images", (1, 3, 8, 8), (4, 3, 8, 8), (4, 3, 8, 8)) in trt.log
     assert not any(("set", flag) in trt.log for flag in ("fp16", "refit", "compatible"))
+    # a second context, as for the times of layers, would find the range of shapes taken; later versions share it anyway
+    assert (("preview", "sharing", True) in trt.log) == (trt.__version__ == "8.6.0")
+
+
+def test_types_of_tensors_as_numpy_has_them() -> None:
+    assert numpy_type(FakeTensorRT("10.16.1"), "bf16").name == "bfloat16"
+    for version in VERSIONS:
+        assert numpy_type(FakeTensorRT(version), "float16") == np.float16
+
+
+@pytest.mark.parametrize("reduction", ["none", "add"])
+def test_rows_that_are_added_are_refused(dense_onnx: Path, tmp_path: Path, trt: FakeTensorRT, reduction: str) -> None:
+    model = onnx.load(dense_onnx)
+    ends = [
+        onnx.numpy_helper.from_array(array, name)
+        for name, array in (("to", np.zeros((1, 1), np.int64)), ("row", np.ones(1, np.float32)))
+    ]
+    data = onnx.numpy_helper.from_array(np.zeros(2, np.float32), "data")
+    model.graph.initializer.extend([data, *ends])
+    model.graph.node.append(
+        onnx.helper.make_node("ScatterND", ["data", "to", "row"], ["sum"], name="rows", reduction=reduction)
+    )
+    onnx.save(model, tmp_path / "rows.onnx")
+    source = read_source(tmp_path / "rows.onnx")
+    if reduction == "none":
+        assert build(trt, source).plan == b"plan"
+    else:
+        with pytest.raises(UsageError, match=r"1 ScatterND with a reduction \(rows\) wrong.*rewrite --backend tensorrt"):
+            build(trt, source)
 
 
 def test_a_half_precision_file_sets_the_flag_where_types_are_weak(dense_onnx: Path, tmp_path: Path, trt: FakeTensorRT) -> None:

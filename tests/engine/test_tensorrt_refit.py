@@ -104,6 +104,17 @@ def test_the_backend_writes_the_new_engine(engine: Path, tmp_path: Path) -> None
     assert artifact.source_sha256 == read_graph(new).sha256
 
 
+def test_what_the_builder_told_of_tactics_goes_along(engine: Path, tmp_path: Path, trt: FakeTensorRT) -> None:
+    told = "(Sparsity) Found 1 layer(s) eligible to use sparse tactics: conv"
+    trt.told = (("info", told),)
+    backend = TensorRTBackend(ask_driver=lambda: GPU)
+    options = EngineOptions(backend="tensorrt", batch=4, refit=True)
+    backend.build(tmp_path / "old.onnx", tmp_path, options, name="old")
+    artifact = backend.refit(engine, tmp_path / "old.onnx", tmp_path / "out", name="new", changed=())
+    assert artifact.build_log == "new.build.log"
+    assert (tmp_path / "out" / "new.build.log").read_text() == told + "\n"
+
+
 def test_an_engine_that_computes_something_else_is_caught(engine: Path, tmp_path: Path, trt: FakeTensorRT) -> None:
     """The stand-in computes its input plus one, whatever weights it is given."""
     assert trt.engine is not None

@@ -1,18 +1,32 @@
 """Kernel times in a file that processes share: locked, merged, and set aside where they cannot be used."""
 
+import re
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts
+from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import OutputError
+from masksparse_deploy.engine.tensorrt_versions import recorded_options
 from masksparse_deploy.engine.timing_cache import TimingCache, cache_key, timing_cache_in
 
 H100 = DeviceFacts(kind="cuda", name="NVIDIA H100 PCIe", details={"compute_capability": "9.0", "cuda_driver": "12.4"})
-KEY = cache_key(H100, {"tensorrt": "10.16.1"})
+VERSION = {"tensorrt": "10.16.1"}
+
+
+def key_of(
+    device: DeviceFacts = H100, versions: Mapping[str, str] = VERSION, *, precision: str = "fp16", **options: Any
+) -> dict[str, str]:
+    return cache_key(device, versions, recorded_options(EngineOptions(**options)), precision=precision)
+
+
+KEY = key_of()
 ROUNDS = 10
 
 
@@ -34,11 +48,14 @@ def test_what_is_written_is_read_and_merged(tmp_path: Path) -> None:
     assert "NVIDIA_H100_PCIe_10.16.1" in cache.path.name
 
 
-def test_each_device_and_version_has_its_own(tmp_path: Path) -> None:
+def test_each_device_version_and_choice_of_tactics_has_its_own(tmp_path: Path) -> None:
     driver = H100.model_copy(update={"details": {**H100.details, "cuda_driver": "13.0"}})
     other = DeviceFacts(kind="cuda", name="NVIDIA A100", details={"compute_capability": "8.0"})
-    keys = [KEY, cache_key(H100, {"tensorrt": "11.4.0"}), cache_key(driver, {"tensorrt": "10.16.1"}), cache_key(other, {})]
+    keys = [KEY, key_of(versions={"tensorrt": "11.4.0"}), key_of(driver), key_of(other), key_of(precision="fp32")]
+    keys += [key_of(sparse_tactics=False), key_of(tactic_sources=("JIT_CONVOLUTIONS",)), key_of(refit=True)]
+    keys += [key_of(hardware_compatibility="ampere-plus"), key_of(version_compatible=True), key_of(optimization_level=5)]
     assert len({timing_cache_in(tmp_path, key).path for key in keys}) == len(keys)
+    assert key_of(batch=8, largest_batch=16) == KEY  # shapes belong to the layers
 
 
 @pytest.mark.parametrize(
@@ -116,3 +133,10 @@ def test_without_the_lock_they_would(tmp_path: Path) -> None:
     cache.update(lambda now: join(now, b"a"))
     cache.update(lambda now: join(held, b"b"))
     assert cache.read() == (b"b", "")
+
+
+def test_a_folder_that_cannot_be_locked(tmp_path: Path) -> None:
+    cache = timing_cache_in(tmp_path, KEY)
+    cache.path.with_name(cache.path.name + ".lock").mkdir()
+    with pytest.raises(OutputError, match=re.escape(cache.path.name)):
+        cache.read()
