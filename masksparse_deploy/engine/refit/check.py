@@ -43,13 +43,14 @@ def _joined(values: Mapping[str, npt.NDArray[Any]], names: Iterable[str]) -> npt
     return np.concatenate([values[name].astype(np.float64).ravel() for name in names])
 
 
-def rounding_tolerance(graph: Graph, layers: Sequence[EngineLayer]) -> float:
+def rounding_tolerance(graph: Graph, layers: Sequence[EngineLayer], *, tf32: bool = False) -> float:
     """How far rounding alone may move the outputs of `graph`, as `relative_difference` measures it.
 
     A model, not a bound. Each layer with a weight writes with roundoff u and adds up n products with roundoff v, so that its
     output is off by about sqrt(u^2 + n v^2 / 2) of its size, as n roundings of a sum that grows in random steps; errors of
     layers are independent and keep their relative size on the way to the outputs, so that their squares add up. Four times
-    that. Sums are in single precision unless a tactic's name says otherwise.
+    that. Sums are in single precision unless a tactic's name says otherwise. Where the engine was built with leave to use
+    `tf32`, layers of single precision round what they multiply to its 10 bits.
     """
     sums = {node: read_tactic(layer.tactic).sums for layer in layers for node in layer.onnx_nodes}
     expected = expected_precisions(graph)
@@ -58,5 +59,6 @@ def rounding_tolerance(graph: Graph, layers: Sequence[EngineLayer]) -> float:
         node = layer.node.name
         products = layer.weight.size / max(layer.weight.shape[layer.output_axis], 1)
         summed_in = "fp16" if sums.get(node) == "fp16" else "fp32"
-        total += _ROUNDOFF.get(expected[node], _ROUNDOFF["fp32"]) ** 2 + products * _ROUNDOFF[summed_in] ** 2 / 2
+        precision = "tf32" if tf32 and expected[node] == "fp32" else expected[node]
+        total += _ROUNDOFF.get(precision, _ROUNDOFF["fp32"]) ** 2 + products * _ROUNDOFF[summed_in] ** 2 / 2
     return _SAFETY * math.sqrt(total)

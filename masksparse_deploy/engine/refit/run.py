@@ -96,7 +96,7 @@ def refit(
         expected, stale = (_reference(reference, path, folder, images) for path in (new_onnx, source_path))
         progress(f"refit {name}", 3, _STEPS)
         error, change = (relative_difference(found, expected) for found in (outputs, stale))
-        tolerance = rounding_tolerance(remasked, artifact.layers)
+        tolerance = rounding_tolerance(remasked, artifact.layers, tf32=artifact.options.get("tf32") is True)
         if error > tolerance:
             raise ArtifactError(
                 f"the engine with the new weights does not compute what {new_path} says: its outputs are off by {error:.2g} of "

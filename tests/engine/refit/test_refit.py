@@ -184,3 +184,9 @@ def test_sums_in_half_precision_widen_the_tolerance(tmp_path: Path) -> None:
         for sums in ("f16", "f32")
     )
     assert single == rounding_tolerance(graph, ()) < 1e-4 < half
+
+
+def test_leave_to_use_tf32_widens_the_tolerance(tmp_path: Path) -> None:
+    graph = read_graph(write_old(tmp_path))
+    # 2^-11 in each of seven layers, four times the root of the sum of squares
+    assert rounding_tolerance(graph, (), tf32=True) == pytest.approx(4 * 7**0.5 * 2.0**-11, rel=1e-3)
