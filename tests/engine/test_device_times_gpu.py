@@ -16,12 +16,13 @@ from tests.requirements import requires
 
 pytestmark = [pytest.mark.gpu, pytest.mark.trt, requires(gpu=True, tensorrt=True)]
 
-OPTIONS = EngineOptions(backend="tensorrt", batch=4)
+# without cuBLAS and cuDNN, as in test_tensorrt_gpu.py
+OPTIONS = EngineOptions(backend="tensorrt", batch=4, tactic_sources=("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"))
 IMAGES = np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32)
 
 
-def test_every_clock_runs(dense_onnx: Path, tmp_path: Path) -> None:
-    artifact = TensorRTBackend().build(dense_onnx, tmp_path, OPTIONS, name="dense")
+def test_every_clock_runs(old_opset_onnx: Path, tmp_path: Path) -> None:
+    artifact = TensorRTBackend().build(old_opset_onnx, tmp_path, OPTIONS, name="dense")
     with TensorRTBackend().open(metadata_path(tmp_path, "dense")) as session:
         assert isinstance(session, DeviceTimed)
         expected = session.run(IMAGES)["logits"]
@@ -43,11 +44,11 @@ def test_the_gpu_is_watched() -> None:
     assert watch.state.highest_sm_clock_mhz is not None
 
 
-def test_three_engines(dense_onnx: Path, tmp_path: Path) -> None:
+def test_three_engines(old_opset_onnx: Path, tmp_path: Path) -> None:
     for name in ("dense", "sparse"):
-        TensorRTBackend().build(dense_onnx, tmp_path, OPTIONS, name=name)
+        TensorRTBackend().build(old_opset_onnx, tmp_path, OPTIONS, name=name)
     dense, sparse = (metadata_path(tmp_path, name) for name in ("dense", "sparse"))
-    builds = provide_builds(dense, sparse, dense_onnx, dense_onnx, tmp_path / "builds", count=2)
+    builds = provide_builds(dense, sparse, old_opset_onnx, old_opset_onnx, tmp_path / "builds", count=2)
     report = profile_builds(builds, IMAGES, OPTIONS, ProfileOptions(rounds=20, cuda_graph=True))
     assert report.clock == "CUDA events, CUDA graphs"
     assert len(report.ratios) == 3 and report.end_to_end is not None and report.gpu is not None

@@ -1,6 +1,7 @@
 """A small residual network written with onnx.helper alone: a dense file and its sparse twin, as the bake stage makes them."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,15 @@ def residual_pair(
         set_properties(node, properties)
         set_properties(initializers[name], properties)
     return dense, sparse
+
+
+def at_opset_17(path: Path) -> Path:
+    """Have a file of these models declare the last operator set that TensorRT 8.6 reads: their operators are the same there."""
+    model = onnx.load(path)
+    model.opset_import[0].version, model.ir_version = 17, 8
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+    return path
 
 
 def set_properties(proto: Any, properties: Mapping[str, str]) -> None:
