@@ -87,9 +87,8 @@ def share_shapes(trt: Any, config: Any) -> None:
 
 def numpy_type(trt: Any, data_type: Any) -> np.dtype[Any]:
     """NumPy's type for a tensor's; TensorRT's own `nptype` knows none for BF16 (10, 11), which 8.6 does not have."""
-    if data_type == optional(trt.DataType, "BF16"):
-        return np.dtype(ml_dtypes.bfloat16)
-    found: np.dtype[Any] = np.dtype(trt.nptype(data_type))
+    is_bf16 = data_type == optional(trt.DataType, "BF16")
+    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if is_bf16 else trt.nptype(data_type))
     return found
 
 
