@@ -31,7 +31,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> TimedCudart:
     return cudart
 
 
-@pytest.mark.parametrize("precision", ["fp16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_auto_takes_every_stage_through_tensorrt(
     tmp_path: Path, gpu: TimedCudart, capsys: pytest.CaptureFixture[str], precision: str
 ) -> None:
