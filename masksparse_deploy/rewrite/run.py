@@ -103,7 +103,7 @@ class _Run:
         self._progress = progress
         self._block = channel_block()
         # TensorRT 8.6 leaves the "add" of ScatterND out without saying so (onnx-tensorrt, issue 957)
-        self._can_add = stopwatch.backend.name != "tensorrt"
+        self._can_add = "tensorrt" not in stopwatch.backend.name
         self._timed: dict[str, TimedLayer] = {}
         self._obstacles = {site.name: site.obstacle for site in sites if site.obstacle}
         self._remarks = [text for text in (stopwatch.store.remark,) if text]
