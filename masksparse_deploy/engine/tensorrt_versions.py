@@ -6,11 +6,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from masksparse_deploy.core.config import NO_TACTIC_SOURCES, EngineOptions
 from masksparse_deploy.core.errors import MachineError
+from masksparse_deploy.core.optional import require
 
 __all__ = [
     "creation_flags",
@@ -88,8 +88,10 @@ def share_shapes(trt: Any, config: Any) -> None:
 def numpy_type(trt: Any, data_type: Any) -> np.dtype[Any]:
     """NumPy's type for a tensor's; TensorRT's own `nptype` knows none for BF16 (10, 11), which 8.6 does not have."""
     is_bf16 = data_type == optional(trt.DataType, "BF16")
-    found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16 if is_bf16 else trt.nptype(data_type))
-    return found
+    # not every version of onnx brings ml_dtypes
+    found = require("ml_dtypes", needed_for="tensors in BF16").bfloat16 if is_bf16 else trt.nptype(data_type)
+    dtype: np.dtype[Any] = np.dtype(found)
+    return dtype
 
 
 def parser_reason(parser_error: Any) -> str:
