@@ -38,7 +38,6 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus
 from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
 from masksparse_deploy.core.errors import MasksparseError, UsageError
 from masksparse_deploy.core.files import canonical_json, write_atomic
-from masksparse_deploy.core.optional import require
 from masksparse_deploy.engine.select import get_backend
 from tools.gpu_campaign_chain import chain_cases, gpu_test_case, prepare, refit_cases
 from tools.gpu_campaign_dry import dry_run
@@ -84,7 +83,6 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
     if not status.available:
         print(f"gpu_campaign: {status.reason}", file=sys.stderr)
         return MACHINE_LACKS_SOMETHING
-    status = _with_version(status)
     record = Record.open(options.out)
     record.of_machine(_facts(status, words))
     end = time.monotonic() + options.seconds
@@ -167,14 +165,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if (options.dense is None) != (options.sparse is None):
         parser.error("--dense and --sparse belong together; give both files, or none")
     return options
-
-
-def _with_version(status: BackendStatus) -> BackendStatus:
-    """With TensorRT's version also where it is there without a package, as in the kit; the driver was asked before."""
-    if status.backend != "tensorrt" or "tensorrt" in status.versions:
-        return status
-    version = str(require("tensorrt", needed_for="the campaign").__version__)
-    return status.model_copy(update={"versions": {**status.versions, "tensorrt": version}})
 
 
 def _positive(text: str) -> int:
