@@ -72,13 +72,13 @@ def plot(points: Sequence[Point], title: str) -> bytes:
     """A self-contained HTML page: accuracy against the time of an inference, dense as 1; a colour for each method."""
     graph_objects = require("plotly.graph_objects", needed_for="the plot of accuracy against latency")
     figure = graph_objects.Figure()
-    for method in sorted({point.masks.partition(",")[0] for point in points}):
-        chosen = [point for point in points if point.masks.partition(",")[0] == method]
+    for method in sorted({_labels(point.masks)[0] for point in points}):
+        chosen = [point for point in points if _labels(point.masks)[0] == method]
         figure.add_scatter(
             x=[1 / point.speedup for point in chosen],
             y=[point.accuracy for point in chosen],
             error_y={"array": [point.spread or 0.0 for point in chosen]},
-            text=[point.masks.partition(", ")[2] for point in chosen],
+            text=[_labels(point.masks)[1] for point in chosen],
             mode="markers+text",
             textposition="top center",
             name=method,
@@ -87,12 +87,23 @@ def plot(points: Sequence[Point], title: str) -> bytes:
         title=title,
         template="plotly_white",
         width=880,
-        height=560,
+        height=600,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         xaxis_title="time of an inference, dense as 1 (ONNX Runtime, batch 1, one thread)",
-        yaxis_title="top-1 accuracy in percent, mean and standard deviation over the seeds",
+        yaxis_title="top-1 accuracy in percent, mean of the seeds",
     )
     page: str = figure.to_html(include_plotlyjs=True, div_id="accuracy", config={"displayModeBar": False})
     return page.encode()
+
+
+def _labels(masks: str) -> tuple[str, str]:
+    """The method, which has a colour, and what stands beside a point of it: the pattern, or the share of positions left out."""
+    method, *settings = masks.split(", ")
+    rate = next((text.removeprefix("position_rate ") for text in settings if text.startswith("position_rate ")), None)
+    if rate is None:
+        return method, settings[0] if settings else ""
+    papers = "position_selection training-loss" in settings
+    return method + (", the paper's schedule" if papers else ""), f"{float(rate):.0%}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
