@@ -14,6 +14,7 @@ from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions, Profil
 from masksparse_deploy.core.errors import UsageError
 from masksparse_deploy.core.files import canonical_json
 from masksparse_deploy.core.progress import Progress, silent
+from masksparse_deploy.engine.batches import check_images
 from masksparse_deploy.engine.plans import metadata_path
 from masksparse_deploy.engine.protocol import Backend
 from masksparse_deploy.engine.source import read_source
@@ -91,12 +92,14 @@ def sweep(
         progress: told how far each point is.
 
     Raises:
-        UsageError: there are no images.
+        UsageError: there are no images, or not of the channels and the size that the file fixes.
         ArtifactError: a file is damaged or refused.
         MachineError: the backend does not work on this machine.
     """
     if len(images) == 0:
         raise UsageError("there are no images to time the engines with; the test data is empty")
+    # before anything is built or cut: only a file that leaves the size open takes images of other sizes
+    check_images(images, read_source(dense_onnx).input_shape)
     blank = _blank(dense_onnx, sparse_onnx, backend, engine_options, profile_options)
     is_same = known is not None and known.model_copy(update={"points": (), "clock": ""}) == blank
     report = known if known is not None and is_same else blank

@@ -121,3 +121,16 @@ def test_a_fixed_batch_and_no_images(files: tuple[Path, Path]) -> None:
         sweep_points(files[0], [4, 8], [])
     with pytest.raises(UsageError, match="no images"):
         sweep(*files, (), IMAGES[:0], OnnxRuntimeBackend(), EngineOptions(), QUICK, files[0].parent)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 9, 9)])
+def test_images_that_the_file_does_not_take_are_refused_before_anything_is_built(
+    files: tuple[Path, Path], shape: tuple[int, ...]
+) -> None:
+    images = np.zeros(shape, np.float32)
+    folder = files[0].parent / "sweep"
+    with pytest.raises(
+        UsageError, match=re.escape(f"images of shape {shape} do not fit the engine: it takes (count, 3, 8, 8)")
+    ):
+        sweep(*files, (Point(8, 8, 1),), images, OnnxRuntimeBackend(), EngineOptions(), QUICK, folder)
+    assert not folder.exists()
