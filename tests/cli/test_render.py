@@ -4,7 +4,9 @@ from masksparse_deploy.cli.render_survival import survival_table
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact
 from masksparse_deploy.core.artifacts.learning import Stage
 from masksparse_deploy.core.artifacts.survival import StageState
-from tests.report.artifacts import make_attribution, make_certificate, make_learn, make_profile, make_survival, make_validation
+from tests.report.artifacts import make_learn
+from tests.report.engine_artifacts import make_profile
+from tests.report.validation_artifacts import make_attribution, make_certificate, make_survival, make_validation
 
 DENSE = Stage(name="dense", correct=900, total=1000, kept=True, passed=True)
 MAGNITUDE = Stage(name="magnitude", correct=700, total=1000, kept=True, passed=False)

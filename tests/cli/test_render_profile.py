@@ -1,7 +1,7 @@
 from rich.text import Text
 
 from masksparse_deploy.cli.render_profile import profile_lines
-from tests.report.artifacts import make_gpu_profile, make_profile
+from tests.report.engine_artifacts import make_gpu_profile, make_profile
 
 
 def plain(lines: list[str]) -> list[str]:

@@ -24,7 +24,7 @@ from tests.models.make_onnx import residual_pair
 from tests.profiling.building import TRANSFER_S, BuildingBackend
 from tests.profiling.fake_nvml import FakeNvml
 from tests.profiling.machines import FakeClock
-from tests.report.artifacts import make_profile
+from tests.report.engine_artifacts import make_profile
 
 IMAGES = np.zeros((4, 3, 8, 8), np.float32)
 ENGINE = EngineOptions(batch=4)

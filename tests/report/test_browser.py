@@ -11,7 +11,9 @@ import pytest
 
 from masksparse_deploy.report.inputs import ReportInputs
 from masksparse_deploy.report.render import render_report
-from tests.report.artifacts import make_inputs, make_profile, make_validation
+from tests.report.artifacts import make_inputs
+from tests.report.engine_artifacts import make_profile
+from tests.report.validation_artifacts import make_validation
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 

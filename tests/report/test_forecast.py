@@ -8,7 +8,8 @@ from masksparse_deploy.core.artifacts.timing import LayerTime, Speedup
 from masksparse_deploy.report.forecast import forecast_view
 from masksparse_deploy.report.formats import TIMES
 from masksparse_deploy.report.render import render_report
-from tests.report.artifacts import make_engine, make_inputs, make_profile
+from tests.report.artifacts import make_inputs
+from tests.report.engine_artifacts import make_engine, make_profile
 from tests.report.test_render import _text
 
 KIND = ConvolutionKind(

@@ -1,7 +1,9 @@
 import pytest
 
 from masksparse_deploy.report.headline import make_headline
-from tests.report.artifacts import make_certificate, make_inputs, make_profile, make_validation
+from tests.report.artifacts import make_inputs
+from tests.report.engine_artifacts import make_profile
+from tests.report.validation_artifacts import make_certificate, make_validation
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from masksparse_deploy.core.artifacts.validation import Check, ValidationReport
 from masksparse_deploy.core.errors import OutputError
 from masksparse_deploy.report.junit import StageTime, junit_xml, write_junit
 from masksparse_deploy.validate.verdict import overall_verdict
-from tests.report.artifacts import make_check, make_validation
+from tests.report.validation_artifacts import make_check, make_validation
 
 # What the schema of Jenkins' xUnit plugin (junit-10.xsd) allows, as far as GitLab and the readers on GitHub know it too:
 # element -> (children, required attributes, optional attributes).

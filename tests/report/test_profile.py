@@ -1,7 +1,8 @@
 from masksparse_deploy.report.formats import NOTHING, TIMES, milliseconds
 from masksparse_deploy.report.plots import latency_plot
 from masksparse_deploy.report.render import render_report
-from tests.report.artifacts import make_gpu_profile, make_inputs, make_profile
+from tests.report.artifacts import make_inputs
+from tests.report.engine_artifacts import make_gpu_profile, make_profile
 from tests.report.test_render import _text
 
 

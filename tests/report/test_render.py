@@ -11,18 +11,10 @@ from masksparse_deploy.core.errors import MachineError, OutputError
 from masksparse_deploy.report import plots
 from masksparse_deploy.report.inputs import Provenance, ReportInputs
 from masksparse_deploy.report.render import REPORT_NAME, render_report, write_report
-from tests.report.artifacts import (
-    STAGES,
-    make_attribution,
-    make_engine,
-    make_inputs,
-    make_learn,
-    make_profile,
-    make_selection,
-    make_survival,
-    make_validation,
-)
+from tests.report.artifacts import STAGES, make_inputs, make_learn, make_selection
+from tests.report.engine_artifacts import make_engine, make_profile
 from tests.report.updates import make_layer, make_update
+from tests.report.validation_artifacts import make_attribution, make_survival, make_validation
 
 VOID = {"meta", "br", "link", "img", "input", "hr"}
 

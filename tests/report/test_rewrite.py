@@ -5,7 +5,8 @@ from masksparse_deploy.report.formats import TIMES, along
 from masksparse_deploy.report.headline import make_headline
 from masksparse_deploy.report.render import render_report
 from masksparse_deploy.report.rewrite_plot import rewrite_plot
-from tests.report.artifacts import make_inputs, make_profile, make_rewrite
+from tests.report.artifacts import make_inputs, make_rewrite
+from tests.report.engine_artifacts import make_profile
 from tests.report.test_render import _text
 
 

@@ -10,7 +10,7 @@ from masksparse_deploy.core.artifacts.updating import (
     UpdatedLayer,
     UpdateReport,
 )
-from tests.report.artifacts import digest
+from tests.report.made_up import digest
 
 
 def make_layer(name: str, **changes: Any) -> UpdatedLayer:

@@ -8,7 +8,8 @@ from masksparse_deploy.core.artifacts.validation import Check
 from masksparse_deploy.core.config import Gates
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.validate.engine_gates import CERTIFIED, SPARSE_LAYERS, SPEEDUP, engine_gates
-from tests.report.artifacts import make_certificate, make_engine, make_profile, make_survival
+from tests.report.engine_artifacts import make_engine, make_profile
+from tests.report.validation_artifacts import make_certificate, make_survival
 
 ENGINE = make_engine("sparse")
 DENSE = make_engine("dense").digest

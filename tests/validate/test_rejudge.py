@@ -7,7 +7,7 @@ from masksparse_deploy.core.artifacts.validation import ValidationReport
 from masksparse_deploy.core.config import Gates
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.validate.rejudge import rejudge
-from tests.report.artifacts import make_profile
+from tests.report.engine_artifacts import make_profile
 from tests.validate.deployment import WIDE_GATES, Deployment, deploy, failed, named
 
 
