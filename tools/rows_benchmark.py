@@ -2,15 +2,16 @@
 
     python -m tools.rows_benchmark --out out/rows
 
-ResNet-18 (random weights, 224 x 224 pixels, batch 1), all 3x3 convolutions masked, layers of one size alike, the stem and the
-shortcuts not: the dense network, the same with masks behind its convolutions, in rows in two forms, with whole windows and with
-products with constants left out, and what the rewrite stage chooses, run in turn in one process. What was timed is kept in the
-folder, one file for each share and number of threads, so that an interrupted run goes on; `--again` times anew. Prints tables
-in Markdown and writes them to report.md. On a machine that does other work too, `--processor-time` with one thread counts only
-what the process computes.
+ResNet-18 (random weights, 224 x 224 pixels, batch 1), all convolutions masked but the stem, once with and once without the 1x1
+ones of shortcuts, layers of one size alike, as training draws masks: the dense network, the same with masks behind its
+convolutions, in rows in two forms, with whole windows and with products with constants left out, and what the rewrite stage
+chooses, run in turn in one process. What was timed is kept in the folder, one file for each share, number of threads and kind
+of shortcuts, so that an interrupted run goes on; `--again` times anew. Prints tables in Markdown and writes them to report.md.
+On a machine that does other work too, `--processor-time` with one thread counts only what the process computes.
 """
 
 import argparse
+import itertools
 import json
 import math
 import re
@@ -32,6 +33,7 @@ from masksparse_deploy.core.config import EngineOptions, RewriteOptions
 from masksparse_deploy.core.files import canonical_json, make_folder, write_atomic
 from masksparse_deploy.graph import annotations as keys
 from masksparse_deploy.graph.reader import parse_graph
+from masksparse_deploy.learn.positions.maps import PositionMaps
 from masksparse_deploy.rewrite.forms import Form, rewritten
 from masksparse_deploy.rewrite.rows.grouping import WHOLE_WINDOWS, GroupCosts
 from masksparse_deploy.rewrite.run import REWRITTEN_NAME, rewrite
@@ -41,6 +43,7 @@ from tools.imagenet_networks import resnet18
 __all__ = ["main", "with_positions"]
 
 RATES = (0.2, 0.3, 0.5)
+SHORTCUTS = {"masked": True, "dense": False}
 FORMS = {
     "rows": Form(name="rows", costs=WHOLE_WINDOWS),
     "rows, constants left out": Form(name="rows", variant="constants left out", costs=GroupCosts()),
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for what was timed, and the report")
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, help="shares of positions that are left out")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--shortcuts", nargs="+", choices=SHORTCUTS, default=list(SHORTCUTS), help="their 1x1 convolutions")
     parser.add_argument("--rounds", type=int, default=40, help="of timing, one inference of each network")
     parser.add_argument("--processor-time", action="store_true", help="instead of wall time; for one thread only")
     parser.add_argument(
@@ -70,39 +74,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--processor-time counts one thread: it needs --threads 1")
     clock = time.thread_time if options.processor_time else time.perf_counter
     results = []
-    for rate in options.rates:
-        for threads in options.threads:
-            path = make_folder(options.out) / f"rate_{rate:g}_threads_{threads}.json"
-            if options.again or not path.exists():
-                print(f"{rate:.0%} left out, {threads} threads", file=sys.stderr)
-                write_atomic(path, canonical_json(_measure(rate, threads, options.rounds, clock, choose=options.chosen)))
-            results.append(json.loads(path.read_text(encoding="utf-8")))
+    for rate, threads, shortcuts in itertools.product(options.rates, options.threads, options.shortcuts):
+        path = make_folder(options.out) / f"rate_{rate:g}_threads_{threads}_shortcuts_{shortcuts}.json"
+        if options.again or not path.exists():
+            print(f"{rate:.0%} left out, shortcuts {shortcuts}, {threads} threads", file=sys.stderr)
+            result = _measure(rate, threads, options.rounds, clock, shortcuts=shortcuts, choose=options.chosen)
+            write_atomic(path, canonical_json(result))
+        results.append(json.loads(path.read_text(encoding="utf-8")))
     text = f"{_network_table(results)}\n\n{_layer_tables(results)}\n"
     write_atomic(options.out / "report.md", text.encode())
     print(text)
     return 0
 
 
-def with_positions(model: onnx.ModelProto, rate: float, seed: int = 0) -> onnx.ModelProto:
-    """A copy in which 3x3 convolutions leave out a share of positions drawn at random, one mask for each size, as baked."""
-    random = np.random.default_rng(seed)
+def with_positions(model: onnx.ModelProto, rate: float, *, shortcuts: bool = False, seed: int = 0) -> onnx.ModelProto:
+    """A copy in which convolutions leave out a share of their positions, as training draws masks and as they are baked.
+
+    Args:
+        model: with a size of images that is fixed.
+        rate: the share of the positions of every 3x3 convolution.
+        shortcuts: whether 1x1 convolutions are masked too.
+        seed: of the map of scores that all masks follow.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    shapes = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.graph.value_info}
-    masks: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
+    values = (*model.graph.value_info, *model.graph.output)
+    sizes = {value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)[2:] for value in values}
+    height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[2:])
+    kernels = {(3, 3), (1, 1)} if shortcuts else {(3, 3)}
+    masked = [node for node in model.graph.node if node.op_type == "Conv" and constants[node.input[1]].shape[2:] in kernels]
+    maps = PositionMaps(
+        sizes={node.name: sizes[node.output[0]] for node in masked}, image_size=(height, width), propagated=True, seed=seed
+    )
+    keep = maps.keep(0, rate)
     nodes: list[onnx.NodeProto] = []
     for node in copy.graph.node:
         nodes.append(node)
-        if node.op_type != "Conv" or constants[node.input[1]].shape[2:] != (3, 3):
+        if node.name not in keep:
             continue
         (name,) = node.output
-        height, width = shapes[name][2:]
-        if (height, width) not in masks:
-            keep = np.ones(height * width, dtype=np.bool_)
-            keep[random.permutation(keep.size)[: round(rate * keep.size)]] = False
-            masks[height, width] = keep.reshape(1, 1, height, width)
-        for suffix, array in (("keep", masks[height, width]), ("dropped", constants[node.input[2]].reshape(1, -1, 1, 1))):
+        for suffix, array in (
+            ("keep", keep[node.name][None, None]),
+            ("dropped", constants[node.input[2]].reshape(1, -1, 1, 1)),
+        ):
             copy.graph.initializer.append(numpy_helper.from_array(array, f"{name}.{suffix}"))
         node.output[0] = f"{name}.computed"
         where = helper.make_node(
@@ -117,9 +132,11 @@ def with_positions(model: onnx.ModelProto, rate: float, seed: int = 0) -> onnx.M
     return onnx.shape_inference.infer_shapes(copy, strict_mode=True)
 
 
-def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float], *, choose: bool) -> dict[str, Any]:
+def _measure(
+    rate: float, threads: int, rounds: int, clock: Callable[[], float], *, shortcuts: str, choose: bool
+) -> dict[str, Any]:
     dense = resnet18()
-    sparse = with_positions(dense, rate)
+    sparse = with_positions(dense, rate, shortcuts=SHORTCUTS[shortcuts])
     masked = [node.name.removesuffix(".positions") for node in sparse.graph.node if node.op_type == "Where"]
     models = {"dense": dense, "masked": sparse}
     models |= {name: rewritten(sparse, dict.fromkeys(masked, form)) for name, form in FORMS.items()}
@@ -146,6 +163,7 @@ def _measure(rate: float, threads: int, rounds: int, clock: Callable[[], float],
     return {
         "rate": rate,
         "threads": threads,
+        "shortcuts": shortcuts,
         "clock": clock.__name__,
         "times_ms": times,
         "difference": {name: float(np.abs(outputs[name] - outputs["masked"]).max() / scale) for name in forms},
@@ -220,18 +238,17 @@ def _ratio(result: Mapping[str, Any], name: str) -> tuple[float, float, float]:
 
 
 def _network_table(results: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| left out | threads | network | dense over it | middle half | products | ideal | operators | MB | difference |"]
-    lines += ["|---|---|---|---|---|---|---|---|---|---|"]
+    columns = ("left out", "shortcuts", "threads", "network", "dense over it", "middle half", "products", "ideal", "operators")
+    rows = [(*columns, "MB", "difference"), ("---",) * (len(columns) + 2)]
     for result in results:
         for name in result["difference"]:
             ratio, low, high = _ratio(result, name)
             ideal = result["products"]["dense"] / result["products"][name]
-            lines.append(
-                f"| {result['rate']:.0%} | {result['threads']} | {name} | {ratio:.2f}x | {low:.2f} to {high:.2f} | "
-                f"{1 / ideal:.1%} | {ideal:.2f}x | {result['operators'][name]} | {result['bytes'][name] / 1e6:.0f} | "
-                f"{result['difference'][name]:.1e} |"
-            )
-    return "\n".join(lines)
+            run = (f"{result['rate']:.0%}", result["shortcuts"], str(result["threads"]), name)
+            speed = (f"{ratio:.2f}x", f"{low:.2f} to {high:.2f}", f"{1 / ideal:.1%}", f"{ideal:.2f}x")
+            size = (str(result["operators"][name]), f"{result['bytes'][name] / 1e6:.0f}")
+            rows.append((*run, *speed, *size, f"{result['difference'][name]:.1e}"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _layer_tables(results: Sequence[Mapping[str, Any]]) -> str:
@@ -239,7 +256,7 @@ def _layer_tables(results: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for result in results:
         dense = result["layers_ms"]["dense"]
-        lines += ["", f"{result['rate']:.0%} left out, {result['threads']} threads:", ""]
+        lines += ["", f"{result['rate']:.0%} left out, shortcuts {result['shortcuts']}, {result['threads']} threads:", ""]
         lines += [
             f"| layer | dense, ms | {' | '.join(FORMS)} | of that not products |",
             "|---|---|" + "---|" * len(FORMS) + "---|",

@@ -32,6 +32,18 @@ def test_masks_leave_out_their_share_and_hold_the_bias() -> None:
         np.testing.assert_array_equal(positions.constant, constants[f"{positions.layer}.bias"])
 
 
+def test_shortcuts_are_masked_if_asked_for_and_layers_of_one_size_alike() -> None:
+    net = Network(batch=1)
+    first = net.convolve("x", "first", (3, 8), strides=[2, 2])
+    shortcut = net.convolve("x", "shortcut", (3, 8), kernel_shape=[1, 1], pads=None, strides=[2, 2])
+    model = net.model(net.add("Add", [net.convolve(first, "second", (8, 8)), shortcut], "sum"))
+    for shortcuts, layers in ((False, {"first", "second"}), (True, {"first", "second", "shortcut"})):
+        masked = rows_benchmark.with_positions(model, 0.25, shortcuts=shortcuts)
+        found = position_masks(parse_graph(masked.SerializeToString(), name="masked"))
+        assert {positions.layer for positions in found.values()} == layers
+        assert len({positions.keep.tobytes() for positions in found.values()}) == 1
+
+
 def test_a_run_is_kept_and_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -41,18 +53,18 @@ def test_a_run_is_kept_and_reported(
     form = rows_benchmark.FORMS["rows"]
     chosen = rewritten(masked, {"layers.0.0.conv2": form})
     monkeypatch.setattr(rows_benchmark, "_chosen", lambda sparse, threads, clock: chosen)
-    arguments = ["--out", str(tmp_path), "--rates", "0.5", "--threads", "1", "--rounds", "4"]
+    arguments = ["--out", str(tmp_path), "--rates", "0.5", "--threads", "1", "--shortcuts", "dense", "--rounds", "4"]
     assert rows_benchmark.main(arguments) == 0
     text = capsys.readouterr().out
     lines = text.splitlines()
-    assert [line.split(" | ")[:3] for line in lines[2:5]] == [
-        ["| 50%", "1", "chosen"],
-        ["| 50%", "1", "rows"],
-        ["| 50%", "1", "rows, constants left out"],
+    assert [line.split(" | ")[:4] for line in lines[2:5]] == [
+        ["| 50%", "dense", "1", "chosen"],
+        ["| 50%", "dense", "1", "rows"],
+        ["| 50%", "dense", "1", "rows, constants left out"],
     ]
     assert "| layers.0.0.conv2 | " in text
     assert (tmp_path / "report.md").read_text(encoding="utf-8") == text.removesuffix("\n")
-    kept = json.loads((tmp_path / "rate_0.5_threads_1.json").read_text(encoding="utf-8"))
+    kept = json.loads((tmp_path / "rate_0.5_threads_1_shortcuts_dense.json").read_text(encoding="utf-8"))
     # 2 layers of half of 64 positions, 9 taps, 3 and 8 channels to 8
     assert kept["products"]["rows"] == 32 * 9 * (3 + 8) * 8
     assert kept["products"]["dense"] == 2 * kept["products"]["rows"]

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from masksparse_deploy.rewrite.rows.builder import RowBuilder
-from masksparse_deploy.rewrite.rows.layout import dense_layout
+from masksparse_deploy.rewrite.rows.layout import common_layout
 from masksparse_deploy.rewrite.rows.tensor import RowTensor, rearranged
 
 __all__ = ["add_elementwise", "is_elementwise", "row_inputs"]
@@ -58,7 +58,7 @@ def row_inputs(node: ir.Node) -> list[ir.Value]:
 def add_elementwise(build: RowBuilder, node: ir.Node, tensors: Sequence[RowTensor]) -> RowTensor:
     """The same operator on rows.
 
-    Tensors in different layouts are first brought into one that has a row for each position.
+    Tensors in different layouts are first brought into one, in which positions share a row that are masked in all of them.
 
     Args:
         build: where to.
@@ -66,8 +66,7 @@ def add_elementwise(build: RowBuilder, node: ir.Node, tensors: Sequence[RowTenso
         tensors: those of `row_inputs`, in their order.
     """
     if len({id(tensor.layout) for tensor in tensors}) > 1:
-        complete = [tensor.layout for tensor in tensors if tensor.layout.is_complete and tensor.layout.zero_row is not None]
-        layout = complete[0] if complete else dense_layout(*tensors[0].layout.rows.shape, with_zero=True)
+        layout = common_layout([tensor.layout for tensor in tensors])
         tensors = [rearranged(build, tensor, layout) for tensor in tensors]
     images = dict(zip(row_inputs(node), tensors, strict=True))
     inputs: list[ir.Value | None] = []

@@ -204,7 +204,6 @@ def _slack(node: Node, values: Sequence[tuple[Floats, Floats]]) -> Floats | None
     if node.op == "LeakyRelu":
         return off * max(1.0, abs(float(node.attributes.get("alpha", _LEAKY_ALPHA))))
     # of slope 1 at most in every operand
-    # of slope 1 at most in every operand
     together: Floats = np.sum(slacks, axis=0)
     return together if node.op in ("Abs", "Clip", "Identity", "Neg", "Relu", "Sub") else None
 

@@ -46,21 +46,22 @@ class Segment:
 class GroupCosts:
     """What a group costs, in multiply-accumulates that take as long; it decides between equal functions only.
 
-    Measured with ONNX Runtime 1.31 on an AVX-512 processor (57 multiply-accumulates in a nanosecond on one thread).
+    Measured with ONNX Runtime 1.31 on an AVX-512 processor (57 multiply-accumulates in a nanosecond on one thread), in a whole
+    ResNet-18, whose weights do not stay in the caches.
 
     Attributes:
         rows_of_weights: reading the weights costs as much as so many rows of the product.
-        operators: the fixed cost of the group's operators, 12 microseconds.
+        operators: the fixed cost of the group's operators, 18 microseconds.
         gathered: copying one number of an input.
         added: adding one number of a product to where it belongs, where there are several segments.
         cached_bytes: a gathered matrix of at most this size is still in the processor's cache when it is multiplied.
         can_add: whether the runtime has operators to add products up, so that there may be several segments.
     """
 
-    rows_of_weights: float = 20
-    operators: float = 700e3
-    gathered: float = 15
-    added: float = 60
+    rows_of_weights: float = 80
+    operators: float = 1e6
+    gathered: float = 25
+    added: float = 40
     cached_bytes: int = 2 << 20
     can_add: bool = True
 

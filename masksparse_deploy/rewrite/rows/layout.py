@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["CONSTANT", "PADDING", "RowLayout", "dense_layout", "window_rows"]
+__all__ = ["CONSTANT", "PADDING", "RowLayout", "common_layout", "dense_layout", "window_rows"]
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,9 +50,32 @@ class RowLayout:
 
 def dense_layout(height: int, width: int, *, with_zero: bool) -> RowLayout:
     """One row for each position in memory order, and a row of zeros behind them if asked for."""
-    count = height * width
-    rows = np.arange(count, dtype=np.int64).reshape(height, width)
-    return RowLayout(rows=rows, row_count=count + with_zero, constant_row=None, zero_row=count if with_zero else None)
+    return _in_memory_order(np.ones((height, width), dtype=np.bool_), with_zero=with_zero)
+
+
+def common_layout(layouts: Sequence[RowLayout]) -> RowLayout:
+    """One that tensors in these layouts can be brought into, with a row of zeros; one of them if possible.
+
+    Positions that are masked in all of them share a row, every other has one of its own.
+    """
+    own = np.any([layout.rows != CONSTANT for layout in layouts], axis=0)
+    for layout in layouts:
+        if layout.zero_row is not None and ((layout.rows != CONSTANT) == own).all():
+            return layout
+    return _in_memory_order(own, with_zero=True)
+
+
+def _in_memory_order(own: npt.NDArray[np.bool_], *, with_zero: bool) -> RowLayout:
+    """Positions that have a row of their own, bool (height, width), then a row for the others if there are any, then zeros."""
+    count, is_masked = int(own.sum()), not own.all()
+    rows = np.full(own.shape, CONSTANT, dtype=np.int64)
+    rows[own] = np.arange(count)
+    return RowLayout(
+        rows=rows,
+        row_count=count + is_masked + with_zero,
+        constant_row=count if is_masked else None,
+        zero_row=count + is_masked if with_zero else None,
+    )
 
 
 def window_rows(

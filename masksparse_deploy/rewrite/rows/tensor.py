@@ -7,7 +7,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from masksparse_deploy.rewrite.rows.builder import RowBuilder
-from masksparse_deploy.rewrite.rows.layout import RowLayout, dense_layout
+from masksparse_deploy.rewrite.rows.layout import CONSTANT, RowLayout, dense_layout
 
 __all__ = ["RowTensor", "from_images", "rearranged", "to_images", "with_zero_row"]
 
@@ -52,17 +52,21 @@ def with_zero_row(build: RowBuilder, rows: RowTensor) -> RowTensor:
 
 
 def rearranged(build: RowBuilder, rows: RowTensor, layout: RowLayout) -> RowTensor:
-    """The same activations in another layout, in which every position has a row, and there is a row of zeros."""
+    """The same activations in another layout, with a row of zeros; what is masked there is masked here too."""
     if layout is rows.layout:
         return rows
-    assert layout.is_complete and layout.zero_row is not None
+    assert layout.zero_row is not None
     rows = with_zero_row(build, rows)
     assert rows.layout.zero_row is not None
     indices = np.empty(layout.row_count, dtype=np.int64)
-    indices[layout.rows.reshape(-1)] = rows.layout.in_memory_order()
+    own = layout.rows != CONSTANT
+    indices[layout.rows[own]] = rows.layout.filled(rows.layout.rows[own])
     indices[layout.zero_row] = rows.layout.zero_row
+    if layout.constant_row is not None:
+        assert rows.layout.constant_row is not None and (rows.layout.rows[~own] == CONSTANT).all()
+        indices[layout.constant_row] = rows.layout.constant_row
     value = build.gather(rows.value, indices, f"{rows.value.name}.spread")
-    return replace(rows, value=value, layout=layout, constant=None)
+    return replace(rows, value=value, layout=layout, constant=None if layout.is_complete else rows.constant)
 
 
 def to_images(build: RowBuilder, rows: RowTensor, name: str) -> ir.Value:
