@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from masksparse_deploy.core.config import EngineOptions
-from masksparse_deploy.core.errors import ArtifactError, UsageError
+from masksparse_deploy.core.errors import ArtifactError, OutputError, UsageError
 from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.shape_profile import shape_range
@@ -91,7 +91,7 @@ def build_plan(
     if plan is None:
         raise ArtifactError(f"TensorRT {trt.__version__} built no engine from the ONNX file: {messages.reasons()}")
     if cache is not None:
-        findings.append(cache.update(_merger(config)))
+        findings.append(_kept_times(cache, _merger(config)))
     return BuiltPlan(
         plan=bytes(plan),
         timing_cache_sha256=sha256_bytes(content) if content else "",
@@ -151,6 +151,14 @@ def _load_times(config: Any, content: bytes, cache: TimingCache, messages: Build
     if not content or (accepted and not refusals):
         return ""
     return cache.set_aside(f"is not accepted by TensorRT ({refusals[0] if refusals else 'no reason given'})")
+
+
+def _kept_times(cache: TimingCache, merge: Callable[[bytes], bytes]) -> str:
+    """Keep the builder's times; what went wrong is told, as the engine that took minutes is worth more than its times."""
+    try:
+        return cache.update(merge)
+    except OutputError as error:
+        return f"the times of kernels were not kept for later builds: {error}"
 
 
 def _merger(config: Any) -> Callable[[bytes], bytes]:

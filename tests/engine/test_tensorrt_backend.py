@@ -9,7 +9,7 @@ import pytest
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts
 from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
-from masksparse_deploy.core.errors import ArtifactError, MachineError, UsageError
+from masksparse_deploy.core.errors import ArtifactError, MachineError, OutputError, UsageError
 from masksparse_deploy.core.files import sha256_bytes
 from masksparse_deploy.engine import tensorrt_backend
 from masksparse_deploy.engine.driver import DriverAnswer
@@ -164,6 +164,19 @@ def test_times_of_kernels_are_kept_between_builds(
     (folder,) = [entry for entry in tmp_path.iterdir() if entry.is_dir()]
     assert folder.name == "timing_cache"
     assert sorted(path.suffix for path in folder.iterdir()) == [".damaged", ".lock", ".timing"]
+
+
+def test_an_engine_outlives_times_that_cannot_be_kept(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OutputError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr("masksparse_deploy.engine.timing_cache.write_atomic", full)
+    built = backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
+    assert (tmp_path / built.plan).is_file()
+    (finding,) = [text for text in built.findings if "times of kernels were not kept" in text]
+    assert finding.endswith("no space left on device")
 
 
 def test_builds_without_kept_times(dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT) -> None:
