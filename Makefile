@@ -11,7 +11,7 @@ demo: $(VENV)/.demo
 
 # One process for each core, and one thread in each.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto --dist worksteal
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .

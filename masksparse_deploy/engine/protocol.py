@@ -12,9 +12,12 @@ from masksparse_deploy.core.artifacts.engines import BackendStatus, EngineArtifa
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.progress import Progress, silent
 
-__all__ = ["Backend", "DeviceTimed", "Refits", "Session"]
+__all__ = ["WITHOUT_SPARSE_KERNELS", "Backend", "DeviceTimed", "Refits", "Session"]
 
 Images = npt.NDArray[np.float32]
+
+# Backends whose runtimes have no kernels for 2:4 sparsity.
+WITHOUT_SPARSE_KERNELS = ("onnxruntime", "onnxruntime-cuda")
 
 
 class Session(Protocol):

@@ -12,7 +12,7 @@ from masksparse_deploy.core.config import EngineOptions, ForecastOptions
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.core.files import make_folder
 from masksparse_deploy.core.progress import Progress, silent
-from masksparse_deploy.engine.protocol import Backend
+from masksparse_deploy.engine.protocol import WITHOUT_SPARSE_KERNELS, Backend
 from masksparse_deploy.engine.select import choose_backend
 from masksparse_deploy.engine.source import Source, read_source
 from masksparse_deploy.engine.tactic_names import read_tactic
@@ -30,8 +30,6 @@ __all__ = ["CACHE_NAME", "REPORT_NAME", "forecast"]
 
 REPORT_NAME = "forecast.json"
 CACHE_NAME = "forecast_times.json"
-
-_WITHOUT_SPARSE_KERNELS = ("onnxruntime", "onnxruntime-cuda")
 
 
 def forecast(
@@ -70,7 +68,7 @@ def forecast(
     status = backend.status()
     no_kernels = (
         NO_SPARSE_KERNELS
-        if backend.name in _WITHOUT_SPARSE_KERNELS
+        if backend.name in WITHOUT_SPARSE_KERNELS
         else ""
         if census.kinds
         else _no_kinds(source.precision, census)

@@ -8,6 +8,7 @@ from masksparse_deploy.core.artifacts.sparse_tactics import LayerTactic, SparseT
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.errors import ArtifactError
 from masksparse_deploy.engine.build_log import BuildLog
+from masksparse_deploy.engine.protocol import WITHOUT_SPARSE_KERNELS
 from masksparse_deploy.engine.tactic_names import read_tactic
 from masksparse_deploy.engine.why_not_sparse.file_facts import FileLayer, file_layers
 from masksparse_deploy.engine.why_not_sparse.findings import find_contradictions, remarks
@@ -19,9 +20,8 @@ from masksparse_deploy.graph.model import Graph
 
 __all__ = ["explain"]
 
-# Backends that tell their kernels, and those that have none for 2:4.
+# Backends that tell their kernels.
 _TELLING = ("tensorrt",)
-_WITHOUT_KERNELS = ("onnxruntime", "onnxruntime-cuda")
 
 
 def explain(
@@ -47,7 +47,7 @@ def explain(
         ArtifactError: they do not belong together.
     """
     _require_one_origin(graph, lint, engine, profile)
-    has_kernels = True if engine.backend in _TELLING else False if engine.backend in _WITHOUT_KERNELS else None
+    has_kernels = True if engine.backend in _TELLING else False if engine.backend in WITHOUT_SPARSE_KERNELS else None
     of_file = tuple(file_layers(graph, lint))
     times = profile.layers if profile is not None else ()
     rows, carried = [], []
