@@ -58,10 +58,11 @@ class TensorRTSession:
     def __enter__(self) -> "TensorRTSession":
         self._stream = self._hold("cudaStreamCreate", released_by="cudaStreamDestroy")
         self._held.callback(self._forget)
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
+        try:
+            self._context = self._new_context()
+        except MachineError:
             self.__exit__(None, None, None)
-            raise MachineError("TensorRT could not create an execution context; is the GPU's memory used by another process?")
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
@@ -128,9 +129,7 @@ class TensorRTSession:
     def layer_times_ms(self, images: Images, *, count: int) -> Mapping[str, tuple[float, ...]]:
         """As in the protocol `DeviceTimed`, by TensorRT's profiler, in a context of its own that is timed for nothing else."""
         check_images(images, self._input_shape)
-        context = self._engine.create_execution_context()
-        if context is None:
-            raise MachineError("TensorRT could not create a second execution context: the GPU's memory is full; free some")
+        context = self._new_context()
         previous, self._context = self._context, context
         recorder = layer_recorder(self._trt)
         try:
@@ -143,6 +142,17 @@ class TensorRTSession:
         finally:
             self._context = previous
         return recorder.times_ms()
+
+    def _new_context(self) -> Any:
+        """An execution context that takes shapes: TensorRT 8.6 gives the engine's range of them to its first context alone."""
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise MachineError("TensorRT could not create an execution context; is the GPU's memory used by another process?")
+        if None in self._input_shape and context.active_optimization_profile != 0:
+            if not context.set_optimization_profile_async(0, int(self._stream)):
+                raise MachineError(f"TensorRT does not give another context the range of shapes: {self._messages.reasons()}")
+            self._cuda.call("cudaStreamSynchronize", self._stream)
+        return context
 
     def _run_one(self, images: Images) -> dict[str, npt.NDArray[Any]]:
         self._bind(images)

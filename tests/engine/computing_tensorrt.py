@@ -15,7 +15,7 @@ from masksparse_deploy.core.patterns import NMPattern
 from masksparse_deploy.engine.built_precision import expected_precisions
 from masksparse_deploy.graph.model import WeightedLayer
 from masksparse_deploy.graph.reader import parse_graph, weighted_layers
-from tests.engine.fake_tensorrt import FakeConfig
+from tests.engine.fake_tensorrt import FakeConfig, OneRange
 from tests.engine.timed_cuda import TimedCudart, TimedTensorRT
 
 # What one layer takes by a dense tactic and by a sparse one, and how much that varies.
@@ -102,6 +102,7 @@ class ComputingEngine:
     """A plan, loaded."""
 
     refittable = True
+    contexts = 0
 
     def __init__(self, trt: ComputingTensorRT, content: bytes, allows_sparse: bool) -> None:
         self.trt, self.allows_sparse = trt, allows_sparse
@@ -154,10 +155,12 @@ class ComputingEngine:
         return SimpleNamespace(get_engine_information=lambda layout: text)
 
 
-class ComputingContext:
+class ComputingContext(OneRange):
     """Runs an engine on host memory; the device's clock moves by what its layers take."""
 
     def __init__(self, engine: ComputingEngine) -> None:
+        engine.contexts += 1
+        super().__init__(is_first=engine.contexts == 1)
         self.engine, self.cudart = engine, engine.trt.cudart
         self.addresses: dict[str, int] = {}
         self.shape = engine.get_tensor_shape(engine.input.name)
@@ -165,7 +168,7 @@ class ComputingContext:
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = tuple(shape)
-        return True
+        return self.active_optimization_profile == 0
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shape if name == self.engine.input.name else (self.shape[0], *self.engine.get_tensor_shape(name)[1:])

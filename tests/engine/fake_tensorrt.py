@@ -57,17 +57,31 @@ class FakeCudart:
         return (0,)
 
 
-class FakeContext:
+class OneRange:
+    """A context of TensorRT 8.6: the engine's range of shapes goes to the first one alone, others must ask for it."""
+
+    def __init__(self, *, is_first: bool) -> None:
+        self.active_optimization_profile = 0 if is_first else -1
+
+    def set_optimization_profile_async(self, index: int, stream: int) -> bool:
+        self.active_optimization_profile = index
+        return index == 0
+
+
+class FakeContext(OneRange):
     """Computes output = input + 1."""
 
     def __init__(self, engine: "FakeEngine") -> None:
+        engine.contexts += 1
+        super().__init__(is_first=engine.contexts == 1)
         self.engine = engine
         self.addresses: dict[str, int] = {}
         self.shape: tuple[int, ...] = engine.shape
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.shape = shape
-        return self.engine.smallest_batch <= shape[0] <= self.engine.largest_batch
+        has_range = self.active_optimization_profile == 0
+        return has_range and self.engine.smallest_batch <= shape[0] <= self.engine.largest_batch
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
         return self.shape
@@ -90,6 +104,7 @@ class FakeEngine:
     def __init__(self, shape: tuple[int, ...] = (-1, 3, 8, 8), names: tuple[str, ...] = ("images", "logits")) -> None:
         self.shape, self.names = shape, names
         self.num_io_tensors = len(names)
+        self.contexts = 0
         self.smallest_batch, self.largest_batch = 1, 4
         self.inspected = INSPECTED
         self.refittable, self.takes_weights = True, True

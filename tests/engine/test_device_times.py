@@ -12,7 +12,7 @@ from masksparse_deploy.engine.protocol import DeviceTimed
 from masksparse_deploy.engine.tensorrt_layers import layer_recorder
 from masksparse_deploy.engine.tensorrt_log import BuilderMessages
 from masksparse_deploy.engine.tensorrt_session import TensorRTSession
-from tests.engine.timed_cuda import INFERENCE_MS, LAUNCH_MS, LAYERS, TimedCudart, TimedEngine, TimedTensorRT
+from tests.engine.timed_cuda import INFERENCE_MS, LAUNCH_MS, LAYERS, TimedContext, TimedCudart, TimedEngine, TimedTensorRT
 
 IMAGES = np.ones((4, 3, 8, 8), np.float32)
 BYTES = IMAGES.nbytes
@@ -64,6 +64,15 @@ def test_transfers_go_both_ways(session: TensorRTSession, cudart: TimedCudart) -
 def test_layer_times(session: TensorRTSession) -> None:
     assert session.layer_times_ms(IMAGES, count=3) == {name: (ms,) * 3 for name, ms in LAYERS.items()}
     np.testing.assert_array_equal(session.run(IMAGES)["logits"], IMAGES + 1)  # in the context it had before
+
+
+def test_a_second_context_that_gets_no_range_of_shapes_is_told(
+    session: TensorRTSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TimedContext, "set_optimization_profile_async", lambda self, index, stream: False)
+    with pytest.raises(MachineError, match="does not give another context the range of shapes"):
+        session.layer_times_ms(IMAGES, count=3)
+    np.testing.assert_array_equal(session.run(IMAGES)["logits"], IMAGES + 1)
 
 
 def test_times_of_a_layer_that_runs_twice_are_added() -> None:
