@@ -45,11 +45,16 @@ def run_chain(
         clock: seconds.
 
     Raises:
+        MachineError: this machine lacks what one of the stages needs; nothing was run.
         MasksparseError: as the stages do; what earlier stages wrote stays and is not made again.
     """
     results = []
+    names = [stage.name for stage in stages]
+    wanted = stages[: names.index(until) + 1] if until in names else stages
+    for stage in wanted:
+        stage.check(job)
     with exclusive(job.out):
-        for stage in stages:
+        for stage in wanted:
             start = clock()
             key = stage_key(stage.name, stage.inputs(job))
             current = is_current(job.out, stage.name, key)
@@ -59,6 +64,4 @@ def run_chain(
             result = StageResult(stage.name, "unchanged" if current else "done", clock() - start)
             results.append(result)
             on_result(result)
-            if stage.name == until:
-                break
     return tuple(results)

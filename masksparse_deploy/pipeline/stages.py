@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from masksparse_deploy.core.config import Options
+from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.core.files import sha256_file
 from masksparse_deploy.core.progress import Progress
 from masksparse_deploy.pipeline.baking import bake_model
@@ -28,12 +29,14 @@ class Stage:
         outputs: the files it writes into the output folder, given what the job is.
         inputs: everything that its outputs depend on, as JSON; digests stand for files.
         run: does the work.
+        check: raises where this machine lacks what the stage needs; asked before the first stage runs.
     """
 
     name: str
     outputs: Callable[[Job], tuple[str, ...]]
     inputs: Callable[[Job], dict[str, Any]]
     run: Callable[[Job, Progress], None]
+    check: Callable[[Job], None] = lambda job: None
 
 
 def _plain(options: Options) -> dict[str, Any]:
@@ -92,6 +95,15 @@ def _bake(job: Job, progress: Progress) -> None:
         out=job.out,
         progress=progress,
     )
+
+
+def _check_backend(job: Job) -> None:
+    from masksparse_deploy.engine.select import choose_backend
+
+    try:
+        choose_backend(job.config.engine.backend)
+    except MachineError as error:
+        raise MachineError(f"{error}; nothing was run: to learn here and build on another machine, add --until bake") from error
 
 
 def _backend_status(job: Job) -> dict[str, Any]:
@@ -260,7 +272,7 @@ def _fixed(*names: str) -> Callable[[Job], tuple[str, ...]]:
 STAGES = (
     Stage("learn", _fixed("masks.safetensors", "learn.json"), _learn_inputs, _learn),
     Stage("bake", _bake_outputs, _bake_inputs, _bake),
-    Stage("rewrite", rewrite_outputs, _rewrite_inputs, rewrite_job),
+    Stage("rewrite", rewrite_outputs, _rewrite_inputs, rewrite_job, _check_backend),
     Stage("build", _build_outputs, _build_inputs, _build),
     Stage("profile", _fixed("profile.json", WHY_NOT_SPARSE), _profile_inputs, _profile),
     Stage("certify", _fixed("certificate.json"), _certify_inputs, _certify),
