@@ -2,11 +2,11 @@
 
     python -m tools.gpu_campaign --out out/gpu/campaign.json --table
 
-It runs the tests that need a GPU, records what the engine inspector and the builder's log say to tests/golden/, times
-convolutions with the same 2:4 weights, sparse tactics forbidden and allowed, and ResNet-18 and ResNet-50 dense against sparse,
-refits an engine and validates one. Run it again until it says that nothing is left: finished cases are skipped, failures are
-recorded and the next case still runs, also after a case that took the process down twice. --table writes
-docs/measurements/gpu-<GPU>.md and .json.
+It times a few convolutions with the same 2:4 weights, sparse tactics forbidden and allowed, records what the engine inspector
+and the builder's log say to tests/golden/, runs the tests that need a GPU, refits an engine and validates one, times ResNet-18
+and ResNet-50 dense against sparse, and then many convolutions. Run it again until it says that nothing is left: finished cases
+are skipped, failures are recorded and the next case still runs, also after a case that took the process down twice. --table
+writes docs/measurements/gpu-<GPU>.md and .json.
 
 Validation needs files that are made with PyTorch, on any machine; the folder travels, it is small:
 
@@ -14,10 +14,11 @@ Validation needs files that are made with PyTorch, on any machine; the folder tr
     python -m tools.gpu_campaign --prepared out/gpu/prepared --out out/gpu/campaign.json --table
 
 Needed there: this repository; and either the extras gpu and tensorrt with onnx-ir, or a folder with TensorRT 8.6, a Python 3.10
-and the packages numpy<2.3, click, rich, pydantic>=2, onnx<1.18, onnx-ir, cuda-python==12.*, nvidia-ml-py, polygraphy, scipy,
-safetensors, pyyaml, onnxruntime and pillow. With such a kit, made by `make_trt_kit.sh KIT 'numpy<2.3' click rich 'pydantic>=2'
-'onnx<1.18' onnx-ir 'cuda-python==12.*' nvidia-ml-py polygraphy scipy safetensors pyyaml onnxruntime pillow`, it is, in the
-repository: `KIT/run -m tools.gpu_campaign ...`.
+and the packages numpy<2 (the bindings of 8.6 are built for NumPy 1), click, rich, pydantic>=2, onnx<1.18, onnx-ir,
+cuda-python==12.*, nvidia-ml-py, polygraphy, scipy, safetensors, pyyaml, onnxruntime, pillow and, for the tests, pytest. With
+such a kit, made by `make_trt_kit.sh KIT 'numpy<2' click rich 'pydantic>=2' 'onnx<1.18' onnx-ir 'cuda-python==12.*'
+nvidia-ml-py polygraphy scipy safetensors pyyaml onnxruntime pillow pytest`, it is, in the repository:
+`KIT/run -m tools.gpu_campaign ...`.
 
 Without a GPU it says what is missing and exits with 3. `--dry-run` does everything up to the first CUDA call, and
 `--backend onnxruntime` rehearses everything on a CPU. Exit code 0 if all cases asked for are finished, 1 if one failed, 5 if
@@ -25,6 +26,7 @@ the time was up before.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -41,7 +43,7 @@ from masksparse_deploy.core.files import canonical_json, write_atomic
 from masksparse_deploy.engine.select import get_backend
 from tools.gpu_campaign_chain import chain_cases, gpu_test_case, prepare, refit_cases
 from tools.gpu_campaign_dry import dry_run
-from tools.gpu_campaign_kernels import kernel_cases
+from tools.gpu_campaign_kernels import first_kernel_cases, kernel_cases
 from tools.gpu_campaign_networks import network_cases, pair_case, recording_cases
 from tools.gpu_campaign_record import Case, Machine, Record, run_cases
 from tools.gpu_campaign_table import page
@@ -49,7 +51,8 @@ from tools.gpu_campaign_table import page
 __all__ = ["main", "plan"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PIECES = ("tests", "golden", "networks", "refit", "validation", "kernels")
+# What answers most for its minutes comes first: whether sparse tactics are there and win, then whether all else works.
+PIECES = ("first-kernels", "golden", "tests", "refit", "validation", "networks", "kernels")
 PRECISIONS = ("int8", "fp16")
 FAILED, MACHINE_LACKS_SOMETHING, NOT_FINISHED = 1, 3, 5
 # TensorRT 8.6 without cuBLAS and cuDNN, which the kit has not.
@@ -59,6 +62,8 @@ _KIT_SOURCES = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the campaign, or what stands in for it; returns the exit code."""
     options = _parse(arguments)
+    # drivers older than CUDA 12.2 would load all of TensorRT 8.6's kernels before the first build
+    os.environ.setdefault("CUDA_MODULE_LOADING", "LAZY")
     try:
         return _run(options, sys.argv[1:] if arguments is None else arguments)
     except MasksparseError as error:
@@ -71,7 +76,8 @@ def _run(options: argparse.Namespace, words: Sequence[str]) -> int:
         prepare(options.prepare, PRECISIONS)
         print(options.prepare)
         return 0
-    cases = [case for case in plan(options) if any(fnmatchcase(case.name, glob) for glob in options.only)]
+    planned = {case.name: case for case in plan(options)}  # the first kernels are among all of them, too
+    cases = [case for name, case in planned.items() if any(fnmatchcase(name, glob) for glob in options.only)]
     if not cases:
         raise UsageError(f"no case is named {' or '.join(options.only)}; --dry-run lists all of them")
     if options.dry_run:
@@ -118,7 +124,9 @@ def plan(options: argparse.Namespace) -> Iterator[Case]:
     if options.dense is not None:
         yield pair_case(options.dense.stem, lambda folder: (options.dense, options.sparse), batch=options.batch)
     for piece in options.pieces:
-        if piece == "tests":
+        if piece == "first-kernels":
+            yield from first_kernel_cases(precisions)
+        elif piece == "tests":
             yield gpu_test_case()
         elif piece == "golden":
             yield from recording_cases(precisions)

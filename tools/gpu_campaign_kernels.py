@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ from masksparse_deploy.core.files import make_folder, write_atomic
 from masksparse_deploy.engine.tactic_names import read_tactic
 from masksparse_deploy.forecast.estimate import measured_speedup
 from masksparse_deploy.forecast.layer_model import LAYER, layer_model
-from masksparse_deploy.forecast.pairs import PairTimer
+from masksparse_deploy.forecast.pairs import ALLOWED, PairTimer
 from masksparse_deploy.profiling.known_times import TimeStore
+from tools.gpu_campaign_listening import ListeningBackend, builder_times
 from tools.gpu_campaign_record import Case, Machine
 
-__all__ = ["PIECE", "kernel_cases", "kernel_shapes"]
+__all__ = ["PIECE", "first_kernel_cases", "kernel_cases", "kernel_shapes"]
 
 PIECE = "kernels"
 CACHE_NAME = "kernel_times.json"
 _BATCHES = (64, 8, 1, 128, 32)
 _SIZES = (14, 28, 7, 56)
-# Those from which most is learned: layers of the residual networks, and wider ones, where tensor cores are busy.
-_FIRST = ((512, 14), (256, 28), (1024, 14), (512, 28), (256, 14), (128, 28), (64, 56), (512, 7))
+# Those from which most is learned: layers of the residual networks, and wider ones, where tensor cores are busy. The widest
+# and the narrowest come early: few of them are timed within the first minutes.
+_FIRST = ((512, 14), (1024, 14), (64, 56), (256, 28), (128, 28), (512, 28), (256, 14), (512, 7))
+# Shapes that answer whether there is a sparse tactic, and whether it wins: three widths, 3x3 and 1x1.
+_TELLING_COUNT = 6
 _SQUARE = (64, 128, 256, 512, 1024)
 _POINTWISE = ((64, 256), (256, 64), (128, 512), (512, 128), (256, 1024), (1024, 256), (512, 1024), (1024, 512))
 
@@ -36,6 +41,12 @@ Shape = tuple[int, int, int, int, int]
 def kernel_shapes() -> tuple[Shape, ...]:
     """All shapes once, those from which most is learned first."""
     return tuple(dict.fromkeys((*_first(), *_all())))
+
+
+def first_kernel_cases(precisions: Iterable[str]) -> Iterator[Case]:
+    """The few to begin a campaign with, which `kernel_cases` has too."""
+    names = tuple(precisions)
+    yield from islice(kernel_cases(names), _TELLING_COUNT * len(names))
 
 
 def kernel_cases(precisions: Iterable[str]) -> Iterator[Case]:
@@ -64,8 +75,8 @@ def kernel_cases(precisions: Iterable[str]) -> Iterator[Case]:
 
 def _first() -> Iterator[Shape]:
     for batch in _BATCHES[:3]:
-        for kernel in (3, 1):
-            for channels, size in _FIRST:
+        for channels, size in _FIRST:
+            for kernel in (3, 1):
                 yield kernel, channels, channels, size, batch
         yield 1, 256, 1024, 14, batch
 
@@ -88,8 +99,9 @@ def _files(kind: ConvolutionKind, batch: int, folder: Path) -> Sequence[Path]:
 
 def _run(kind: ConvolutionKind, batch: int, machine: Machine) -> dict[str, Any]:
     options = ForecastOptions(rounds=machine.rounds)
+    backend = ListeningBackend(machine.backend)
     timer = PairTimer(
-        backend=machine.backend,
+        backend=backend,
         engine_options=machine.engine.model_copy(update={"batch": batch}),
         options=options,
         store=TimeStore(make_folder(machine.work) / CACHE_NAME),
@@ -109,6 +121,7 @@ def _run(kind: ConvolutionKind, batch: int, machine: Machine) -> dict[str, Any]:
         "dense_tactic": times.dense_tactic,
         "sparse_tactic": times.sparse_tactic,
         "picked": times.picked,
+        "builder": builder_times(backend.logs.get(ALLOWED), LAYER),
         "sums": [read_tactic(tactic).sums for tactic in (times.dense_tactic, times.sparse_tactic)],
         "outcome": f"{dense_ms:.4f} ms, allowed {sparse_ms:.4f} ms, {speedup.ratio:.3f}x, {picked}",
     }

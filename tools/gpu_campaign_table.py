@@ -7,6 +7,12 @@ from tools.gpu_campaign_record import Record
 
 __all__ = ["page"]
 
+_KERNELS = "Kernels"
+_KERNELS_HOLD = (
+    "Times are of the layer between a 1x1 convolution of 4 channels and a global pooling, which weaken the speedup of short "
+    "ones; the builder's own times are of the layer alone."
+)
+
 
 def page(record: Record) -> str:
     """Markdown: where and how it was measured, a table for every piece, and what failed."""
@@ -21,13 +27,13 @@ def page(record: Record) -> str:
     if facts["device"]["kind"] != "cuda":
         lines += ["", "**A rehearsal on a CPU: it shows that the tool works, and tells nothing about GPUs.**"]
     for title, rows in (
-        ("Kernels", _kernels(_of(record, "kernels"))),
+        (_KERNELS, _kernels(_of(record, "kernels"))),
         ("Networks", _networks(_of(record, "networks"))),
         ("Other cases", _others(record)),
     ):
         table = list(rows)
         if len(table) > 2:
-            lines += ["", f"## {title}", "", *table]
+            lines += ["", f"## {title}", "", *([_KERNELS_HOLD, ""] if title == _KERNELS else []), *table]
     failures = record.failures
     lines += ["", f"Cases: {len(record.cases)}. Failed: {len(failures)}."]
     lines += [f"- {name}: {_cell(error)}" for name, error in failures.items()]
@@ -40,13 +46,13 @@ def _of(record: Record, piece: str) -> Mapping[str, dict[str, Any]]:
 
 def _kernels(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
     """The largest gains first: the same 2:4 weights, sparse tactics forbidden and allowed."""
-    yield "| kernel | forbidden ms | allowed ms | speedup | interval | sums | tactic where they are allowed |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| kernel | forbidden ms | allowed ms | speedup | interval | builder's own times | sums | tactic where allowed |"
+    yield "|---|---|---|---|---|---|---|---|"
     for name, row in sorted(rows.items(), key=lambda item: -float(item[1]["speedup"]["ratio"])):
         tactic = {True: row["sparse_tactic"], False: "a dense one", None: "not told"}[row["picked"]]
         sums = " then ".join(dict.fromkeys(found or "not told" for found in row["sums"]))
         figures = f"{row['dense_ms']:.4f} | {row['sparse_ms']:.4f} | {_speedup(row['speedup'])}"
-        yield f"| {name} | {figures} | {sums} | {_cell(tactic)} |"
+        yield f"| {name} | {figures} | {_builders(row['builder'])} | {sums} | {_cell(tactic)} |"
 
 
 def _networks(rows: Mapping[str, dict[str, Any]]) -> Iterator[str]:
@@ -68,6 +74,17 @@ def _others(record: Record) -> Iterator[str]:
     for piece in ("tests", "golden", "refit", "validation"):
         for name, row in _of(record, piece).items():
             yield f"| {name} | {_cell(row['outcome'])} |"
+
+
+def _builders(told: Mapping[str, Any] | None) -> str:
+    """What the builder timed of the layer alone."""
+    if told is None:
+        return "not told"
+    counts = f"{told['sparse_count']} of {told['tactic_count']} tactics sparse"
+    if "sparse_ms" not in told:
+        return counts
+    formats = "" if told["same_formats"] else ", other formats"
+    return f"dense {told['dense_ms']:.4f}, sparse {told['sparse_ms']:.4f} ms{formats}; {counts}"
 
 
 def _speedup(speedup: Mapping[str, Any]) -> str:

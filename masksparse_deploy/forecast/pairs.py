@@ -19,13 +19,15 @@ from masksparse_deploy.forecast.measure import Candidate, time_in_turn
 from masksparse_deploy.profiling.known_times import Times, TimeStore, time_key
 from masksparse_deploy.profiling.sampling import Clock
 
-__all__ = ["PairTimer", "PairTimes"]
+__all__ = ["ALLOWED", "PairTimer", "PairTimes"]
 
 Array = npt.NDArray[np.float64]
 
 # What else decides on a time that is kept: it is to change when the way of timing does.
 _METHOD = "forecast 1"
-_FORBIDDEN, _ALLOWED = "forbidden", "allowed"
+_FORBIDDEN = "forbidden"
+# Name of the engine that may have sparse tactics.
+ALLOWED = "allowed"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,7 +82,7 @@ class PairTimer:
             MachineError: the backend does not work on this machine, or an engine does not run.
             OutputError: an engine or the times cannot be written.
         """
-        times, from_cache = self._times({_FORBIDDEN: dense, _ALLOWED: sparse}, layer, progress)
+        times, from_cache = self._times({_FORBIDDEN: dense, ALLOWED: sparse}, layer, progress)
         dense_ms, sparse_ms = (np.array(row) for row in times.round_ms)
         dense_tactic, sparse_tactic = times.tactics
         picked = read_tactic(sparse_tactic).is_sparse if sparse_tactic else None
@@ -103,7 +105,7 @@ class PairTimer:
         # kernel times that are kept hold one best tactic a layer: those of the first engine must not decide on the second's
         options = self.engine_options.model_copy(update={"timing_cache": NO_TIMING_CACHE})
         candidates = {
-            role: Candidate(model=model, options=options.model_copy(update={"sparse_tactics": role == _ALLOWED}))
+            role: Candidate(model=model, options=options.model_copy(update={"sparse_tactics": role == ALLOWED}))
             for role, model in models.items()
         }
         key = self._key(candidates)

@@ -1,6 +1,7 @@
 """The campaign without a GPU: planned, made, read by NVIDIA's parser, rehearsed on ONNX Runtime and on stand-ins."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,19 +13,23 @@ import pytest
 from masksparse_deploy.core.config import EngineOptions
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.engine import tensorrt_backend
+from masksparse_deploy.engine.build_log import parse_log
 from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.inspector import parse_inspector
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
+from masksparse_deploy.forecast.layer_model import LAYER
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeTensorRT, install
-from tests.forecast.machine import SPARSE_TACTIC, FakeBackend
-from tests.requirements import requires
+from tests.forecast.machine import DENSE_TACTIC, SPARSE_TACTIC, FakeBackend
+from tests.requirements import REPOSITORY, requires
 from tests.test_docs import parse as parse_command
 from tools import gpu_campaign, gpu_campaign_chain, gpu_campaign_kernels, gpu_campaign_networks, imagenet_networks
 from tools.gpu_campaign_kernels import kernel_shapes
+from tools.gpu_campaign_listening import builder_times
 from tools.gpu_campaign_record import Case, Machine, Record, run_cases
 
 SMALL = (3, 16, 16, 7, 2)
+WIDTHS = ((64, 56), (512, 14), (1024, 14))
 
 
 def small_network(seed: int = 0) -> onnx.ModelProto:
@@ -71,6 +76,15 @@ def test_the_sweep_has_what_is_to_be_known() -> None:
     for axis, wanted in enumerate(({1, 3}, {64, 1024}, {64, 1024}, {7, 56}, {1, 128})):
         assert wanted <= {shape[axis] for shape in shapes}
     assert shapes[0] == (3, 512, 512, 14, 64)
+
+
+def test_the_first_minutes_answer_the_first_question() -> None:
+    """Is there a sparse tactic, and does it win: 3x3 and 1x1, narrow and wide, in both precisions."""
+    options = gpu_campaign._parse([])
+    names = [case.name for case in gpu_campaign.plan(options)]
+    assert names[0] == "int8 3x3 16 to 16 channels 7x7 batch 2"
+    assert names.index(names[0]) < names.index("record resnet18 int8") < names.index("tests that need a GPU")
+    assert set(kernel_shapes()[:6]) == {(kernel, wide, wide, size, 64) for kernel in (3, 1) for wide, size in WIDTHS}
 
 
 def test_without_a_gpu_it_exits_with_3_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,6 +317,50 @@ def test_a_kernel_that_gains_is_told_with_its_tactic(
     assert f"| fp32 then fp16 | {SPARSE_TACTIC} |" in page.read_text() and "rehearsal" not in page.read_text()
 
 
+class TellingBackend(FakeBackend):
+    """Tells the times of two tactics of the layer, and of one of the convolution in front."""
+
+    def build(self, onnx_path: Path, folder: Path, options: EngineOptions, *, name: str, **others: Any) -> Any:
+        artifact = super().build(onnx_path, folder, options, name=name, **others)
+        (folder / f"{name}.build.log").write_text(
+            f"--------------- Timing Runner: {LAYER}.weight + {LAYER} + active (CaskConvolution[0x1])\n"
+            f"Tactic Name: {DENSE_TACTIC} Tactic: 0x1 Time: 0.03\n"
+            + f"Tactic Name: {SPARSE_TACTIC} Tactic: 0x2 Time: 0.02\n"
+            * options.sparse_tactics
+            + "--------------- Timing Runner: first (CaskConvolution[0x1])\n"
+            f"Tactic Name: {SPARSE_TACTIC} Tactic: 0x2 Time: 0.001\n"
+        )
+        return artifact.model_copy(update={"build_log": f"{name}.build.log"})
+
+
+def test_the_builders_times_of_the_layer_alone_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TellingBackend(lambda model, allowed: 1.0 - 0.1 * allowed)
+    monkeypatch.setattr(gpu_campaign, "get_backend", lambda name: backend)
+    assert campaign(tmp_path, "--pieces", "first-kernels", "--precisions", "fp16", "--table") == 0
+    (row,) = record(tmp_path)["cases"].values()
+    assert row["builder"] == {
+        "tactic_count": 2,
+        "sparse_count": 1,
+        "sparse_ms": 0.02,
+        "dense_ms": 0.03,
+        "same_formats": True,
+        "sparse_tactic": SPARSE_TACTIC,
+        "dense_tactic": DENSE_TACTIC,
+    }
+    (page,) = (tmp_path / "docs").glob("*.md")
+    assert "| dense 0.0300, sparse 0.0200 ms; 1 of 2 tactics sparse |" in page.read_text()
+
+
+def test_what_the_builder_does_not_tell_is_not_made_up() -> None:
+    assert builder_times(None, LAYER) is None
+    assert builder_times(parse_log("Timing Runner: other (X)\nTactic Name: a_sparse_b Tactic: 0x1 Time: 1"), LAYER) is None
+    log = parse_log(f"Timing Runner: {LAYER} (X)\nTactic Name: dense Tactic: 0x1 Time: 1")
+    assert builder_times(log, LAYER) == {"tactic_count": 1, "sparse_count": 0}
+    other = "Autotuning format combination: a -> b\nTiming Runner: layer (X)\nTactic Name: a_sparse_b Tactic: 0x2 Time: 2"
+    found = builder_times(parse_log(f"Timing Runner: {LAYER} (X)\nTactic Name: dense Tactic: 0x1 Time: 1\n{other}"), LAYER)
+    assert found is not None and (found["dense_ms"], found["sparse_ms"], found["same_formats"]) == (1, 2, False)
+
+
 def test_an_engine_of_an_earlier_piece_is_not_mistaken_for_this_files(tmp_path: Path, trt: FakeTensorRT) -> None:
     words = ["--pieces", "golden", "--precisions", "int8", "--tactic-sources", "JIT_CONVOLUTIONS"]
     assert campaign(tmp_path, *words) == 0
@@ -369,6 +427,25 @@ def test_tests_that_cannot_run_or_do_not_end_are_told(tmp_path: Path, monkeypatc
     monkeypatch.setattr(gpu_campaign_chain, "_LONGEST_TESTS_S", 0.01)
     assert rehearse(tmp_path, *words) == 1
     assert "pytest did not end within 0.01 s" in record(tmp_path)["cases"]["tests that need a GPU"]["error"]
+
+
+def test_the_tests_that_need_a_gpu_run_without_plugins_and_all_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marked = {
+        path for path in (REPOSITORY / "tests").rglob("test_*.py") if re.search(r"pytest\.mark\.(gpu|trt)\b", path.read_text())
+    }
+    files = {REPOSITORY / name for name in (*gpu_campaign_chain._GPU_TESTS, *gpu_campaign_chain._PYTORCH_TESTS)}
+    assert marked - {Path(__file__).resolve()} == files
+    monkeypatch.setattr(gpu_campaign_chain, "is_installed", lambda name: name == "pytest")
+    # as where pytest's plugins are not installed: the project's settings name options of theirs
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    rehearse(tmp_path, "--pieces", "tests")
+    row = record(tmp_path)["cases"]["tests that need a GPU"]
+    if TensorRTBackend().status().available:
+        assert " passed" in row["outcome"]
+    else:
+        assert " failed" in row["error"] and "test_every_clock_runs" in row["error"]
 
 
 def test_what_a_command_says_when_it_fails_is_recorded(tmp_path: Path) -> None:
