@@ -15,15 +15,7 @@ from masksparse_deploy.graph.evaluate import evaluate, unsupported_operators
 from masksparse_deploy.graph.model import Graph, Node
 from masksparse_deploy.graph.reader import parse_graph
 from masksparse_deploy.graph.simplify import simplified
-from tests.graph.test_evaluate import (
-    TOLERANCE,
-    Array,
-    integers,
-    make_model,
-    node,
-    random_floats,
-    run_runtime,
-)
+from tests.graph.cases import TOLERANCE, Array, integers, make_model, node, random_floats, run_runtime
 
 RESIZED = {
     f"resize {mode} {coordinates} {rounding} {factor}": (
