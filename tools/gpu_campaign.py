@@ -36,8 +36,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from masksparse_deploy.core.artifacts.engines import BackendStatus
-from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions
+from masksparse_deploy.core.config import NO_TIMING_CACHE, EngineOptions, ForecastOptions
 from masksparse_deploy.core.errors import MasksparseError, UsageError
 from masksparse_deploy.core.files import canonical_json, write_atomic
 from masksparse_deploy.engine.select import get_backend
@@ -154,7 +156,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--dense", type=Path, help="a dense ONNX file of your own, for a further comparison")
     add("--sparse", type=Path, help="its sparse twin")
     add("--batch", type=int, default=64, help="images an inference of these (default: 64)")
-    add("--rounds", type=int, default=30, help="timing rounds (default: 30)")
+    add("--rounds", type=_rounds, default=30, help="timing rounds (default: 30)")
     add("--builds", type=_positive, default=3, help="builds of each engine of a network (default: 3)")
     add("--workspace-mib", type=int, default=4096, help="scratch memory for TensorRT (default: 4096)")
     add(
@@ -180,6 +182,14 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
     return value
+
+
+def _rounds(text: str) -> int:
+    """Told before anything is built."""
+    try:
+        return ForecastOptions(rounds=int(text)).rounds
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from error
 
 
 def _sources(options: argparse.Namespace, version: str) -> tuple[str, ...] | None:

@@ -156,7 +156,8 @@ def gpu_test_case() -> Case:
 def _run_tests(machine: Machine) -> dict[str, Any]:
     if not is_installed("pytest"):
         return {"outcome": "not run: pytest is not here"}
-    environment = {**os.environ, "MASKSPARSE_REQUIRE_GPU": "1"}
+    # pytest cuts the reasons of failures to the width of the terminal
+    environment = {**os.environ, "MASKSPARSE_REQUIRE_GPU": "1", "COLUMNS": "500"}
     files = (*_GPU_TESTS, *(_PYTORCH_TESTS if is_installed("torch") else ()))
     command = [sys.executable, "-m", "pytest", "-q", "-rfE", "-m", "gpu or trt", *_WITHOUT_PLUGINS, *files]
     try:

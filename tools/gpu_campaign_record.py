@@ -2,6 +2,7 @@
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ _KIND = "gpu campaign"
 _MOST_FAILURES_IN_A_ROW = 5
 # A case that takes the process down, or never ends within a piece, must not keep the others from running.
 _MOST_DEATHS = 2
+# Characters: its end tells most, and nobody can ask the machine again.
+_LONGEST_TRACEBACK = 4000
 
 
 class UnfinishedError(Exception):
@@ -188,4 +191,5 @@ def _row(case: Case, record: Record, machine: Machine) -> dict[str, Any] | None:
             raise
         return None
     except Exception as error:  # whatever goes wrong on a machine seen once is what is to be written down
-        return {"error": f"{type(error).__name__}: {error}"}
+        told = "".join(traceback.format_exception(error))[-_LONGEST_TRACEBACK:]
+        return {"error": f"{type(error).__name__}: {error}", "traceback": told}

@@ -96,7 +96,7 @@ class TensorRTBackend:
             built = build_plan(trt, logger, messages, source, options, name=name, cache=cache, progress=progress)
             build_seconds = time.monotonic() - started
             progress(f"build {name}", 1, 2)
-            engine = load_engine(trt, logger, built.plan, what=f"the engine built from {onnx_path}", trusted=True)
+            engine = load_engine(trt, logger, messages, built.plan, what=f"the engine built from {onnx_path}", trusted=True)
             inspected = inspect_engine(trt, engine)
         layers = parse_inspector(inspected)
         findings = (*built.findings, *check_precision(source.graph, layers, binding=is_strongly_typed(trt)))
@@ -138,7 +138,8 @@ class TensorRTBackend:
         check_runs_here(old, device, _versions_of(trt), metadata_path)
         source = read_source(onnx_path, old.exposed)
         with kept_messages(trt) as (logger, messages):
-            engine = load_engine(trt, logger, plan, what=str(metadata_path.parent / old.plan), trusted=_is_compatible(old))
+            what = str(metadata_path.parent / old.plan)
+            engine = load_engine(trt, logger, messages, plan, what=what, trusted=_is_compatible(old))
             new_plan = refit_plan(trt, logger, messages, engine, source, changed)
             inspected = inspect_engine(trt, engine)
         layers = parse_inspector(inspected)
@@ -159,7 +160,7 @@ class TensorRTBackend:
         check_runs_here(artifact, device, _versions_of(trt), metadata_path)
         with kept_messages(trt) as (logger, messages):
             what = str(metadata_path.parent / artifact.plan)
-            engine = load_engine(trt, logger, plan, what=what, trusted=_is_compatible(artifact))
+            engine = load_engine(trt, logger, messages, plan, what=what, trusted=_is_compatible(artifact))
             batches = {name: int(artifact.options.get(name, 1)) for name in ("batch", "smallest_batch")}
             exposed = artifact.exposed
             with TensorRTSession(trt, cudart, engine, exposed=exposed, messages=messages, **batches) as session:

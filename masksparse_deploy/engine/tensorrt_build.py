@@ -15,6 +15,7 @@ from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.engine.shape_profile import shape_range
 from masksparse_deploy.engine.source import Source
 from masksparse_deploy.engine.tensorrt_config import create_config
+from masksparse_deploy.engine.tensorrt_load import begin
 from masksparse_deploy.engine.tensorrt_log import BuilderMessages
 from masksparse_deploy.engine.tensorrt_progress import make_monitor
 from masksparse_deploy.engine.tensorrt_versions import creation_flags, parser_reason
@@ -65,14 +66,15 @@ def build_plan(
 
     Raises:
         ArtifactError: TensorRT refuses the file.
-        MachineError: this version of TensorRT cannot build the file's precision, or lacks what an option asks for.
+        MachineError: TensorRT does not work here, or this version cannot build the file's precision, or lacks what an option
+            asks for.
         UsageError: the options' shapes do not fit the file, it has an operator that TensorRT would compute wrong, or a tensor
             to expose is not in the parsed network.
     """
     shapes = shape_range(source.input_shape, options, input_name=source.input_name)
     _check_operators(source)
     # Polygraphy's own loaders keep the parser's reasons and the builder's log to themselves, hence the two calls here
-    builder = trt.Builder(logger)
+    builder = begin(trt, trt.Builder, logger, messages)
     network = builder.create_network(creation_flags(trt))
     parser = _parse(trt, network, logger, source)
     _mark_exposed(network, source.exposed)

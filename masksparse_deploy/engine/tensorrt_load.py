@@ -1,37 +1,56 @@
-"""From a plan to an engine: whether it may run here, and loading it."""
+"""From a plan to an engine: whether it may run here, and loading it; and beginning with TensorRT at all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from masksparse_deploy.core.artifacts.engines import DeviceFacts, EngineArtifact
-from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.errors import ArtifactError, MachineError
+from masksparse_deploy.engine.tensorrt_log import BuilderMessages
 
-__all__ = ["check_runs_here", "load_engine"]
+__all__ = ["begin", "check_runs_here", "load_engine"]
 
 _AMPERE = 8
 
 
-def load_engine(trt: Any, logger: Any, plan: bytes, *, what: str, trusted: bool) -> Any:
+def load_engine(trt: Any, logger: Any, messages: BuilderMessages, plan: bytes, *, what: str, trusted: bool) -> Any:
     """Deserialize a plan.
 
     Args:
         trt: the module.
-        logger: for TensorRT's messages.
+        logger: of `messages`.
+        messages: what TensorRT says meanwhile, for error messages.
         plan: the bytes.
         what: what the plan is, for the message.
         trusted: let code that a version-compatible plan carries run in this process.
 
     Raises:
         ArtifactError: TensorRT cannot load it.
+        MachineError: TensorRT does not begin to.
     """
     trt.init_libnvinfer_plugins(logger, "")
-    runtime = trt.Runtime(logger)
+    runtime = begin(trt, trt.Runtime, logger, messages)
     runtime.engine_host_code_allowed = trusted
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise ArtifactError(f"TensorRT {trt.__version__} cannot load {what}; run 'masksparse build' again on this machine")
+        raise ArtifactError(
+            f"TensorRT {trt.__version__} cannot load {what}: {messages.reasons()}; run 'masksparse build' again on this machine"
+        )
     return engine
+
+
+def begin(trt: Any, make: Callable[[Any], Any], logger: Any, messages: BuilderMessages) -> Any:
+    """A Builder or Runtime; raises MachineError where CUDA or one of TensorRT's libraries does not work.
+
+    The bindings then tell of no more than a null pointer, as a TypeError; the reason is in the log.
+    """
+    try:
+        return make(logger)
+    except TypeError as error:
+        raise MachineError(
+            f"TensorRT {trt.__version__} does not work on this machine: {messages.reasons()}; see 'masksparse doctor', and "
+            "whether other processes fill the GPU's memory"
+        ) from error
 
 
 def check_runs_here(artifact: EngineArtifact, device: DeviceFacts, versions: Mapping[str, str], path: Path) -> None:

@@ -55,6 +55,11 @@ def test_node_names_with_brackets_and_without_metadata() -> None:
     assert parse_inspector(one_layer())[0].onnx_nodes == ()
 
 
+def test_separators_may_stand_unescaped() -> None:
+    text = one_layer(Metadata="[ONNX Layer: conv]|[ONNX Layer: relu]").replace("|", "\x1e")
+    assert parse_inspector(text)[0].onnx_nodes == ("conv", "relu")
+
+
 def test_bare_names_say_that_the_verbosity_is_missing() -> None:
     (layer,) = parse_inspector('{"Layers": ["conv"], "I/O Tensors": []}')
     assert layer.is_sparse is None

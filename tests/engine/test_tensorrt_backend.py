@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -267,5 +268,18 @@ def test_a_plan_that_tensorrt_cannot_load(
 ) -> None:
     backend.build(dense_onnx, tmp_path, OPTIONS, name="dense")
     trt.engine = None
-    with pytest.raises(ArtifactError, match="cannot load"):
+    with pytest.raises(ArtifactError, match=r"cannot load .*dense\.plan: no reason given; run"):
         backend.open(tmp_path / "dense.engine.json").__enter__()
+
+
+@pytest.mark.parametrize("part", ["Builder", "Runtime"])
+def test_why_tensorrt_does_not_begin_is_told(
+    dense_onnx: Path, tmp_path: Path, backend: TensorRTBackend, trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    def no_object(logger: Any) -> None:
+        logger.log("error", "CUDA initialization failure with error: 35")
+        raise TypeError("pybind11::init(): factory function returned nullptr")
+
+    monkeypatch.setattr(trt, part, no_object)
+    with pytest.raises(MachineError, match="does not work on this machine: CUDA initialization failure with error: 35"):
+        backend.build(dense_onnx, tmp_path, EngineOptions(timing_cache="none"), name="dense")
