@@ -19,8 +19,8 @@ class BuilderMessages:
         self.warnings: list[str] = []
 
     def reasons(self) -> str:
-        """The last errors in one line, for a message."""
-        return "; ".join(dict.fromkeys(self.errors[-_SHOWN_ERRORS:])) or "no reason given"
+        """The last errors in one line, for a message; TensorRT 8.6 tells as a warning that CUDA does not work."""
+        return "; ".join(dict.fromkeys((self.errors or self.warnings)[-_SHOWN_ERRORS:])) or "no reason given"
 
 
 @contextmanager
