@@ -4,8 +4,9 @@ The schema is the one of `ProfilingVerbosity.DETAILED`; below it the layers are 
 here. The list of inputs and outputs is called `Bindings` in TensorRT 8.6 and 10 and `I/O Tensors` in 11. A tensor has one
 `Format/Datatype`, or, as in TensorRT-RTX, `Format` and `Datatype`; with dynamic shapes it may say that it is not available.
 Weights are `Weights`, or, in layers made by the graph compiler Myelin, the largest of the `Constants`; such layers have no
-`ParameterType`, and may name a placeholder as tactic. ONNX nodes are joined by a record separator, or by a unit separator.
-Versions before 8.6 have no `StreamId` and no `Metadata`. What is missing leaves a field empty.
+`ParameterType`, and may name a placeholder as tactic. ONNX nodes are joined by a record separator, or by a unit separator;
+from 8.6 "illegal characters" were reported (NVIDIA/TensorRT, issue 2779), so that it may stand unescaped. Versions before 8.6
+have no `StreamId` and no `Metadata`. What is missing leaves a field empty.
 """
 
 import json
@@ -26,6 +27,8 @@ _METADATA_PREFIX = "[ONNX Layer: "
 _NOT_TOLD = "N/A"
 # What Myelin writes where a kernel is chosen later.
 _PLACEHOLDER = "STUB"
+# Characters on either side of what cannot be read.
+_SHOWN = 40
 
 
 def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
@@ -38,9 +41,12 @@ def parse_inspector(text: str) -> tuple[EngineLayer, ...]:
         ArtifactError: not JSON, or not what an engine inspector writes.
     """
     try:
-        content = json.loads(text, strict=False)  # what joins ONNX nodes is a control character
-    except ValueError as error:
-        raise ArtifactError(f"the engine inspector's text is not JSON ({error}); build the engine again") from error
+        content = json.loads(text, strict=False)
+    except json.JSONDecodeError as error:
+        around = text[max(error.pos - _SHOWN, 0) : error.pos + _SHOWN]
+        raise ArtifactError(
+            f"the engine inspector's text is not JSON ({error}, in {around!r}); build the engine again"
+        ) from error
     layers = content.get("Layers") if isinstance(content, dict) else None
     if not isinstance(layers, list) or not any(key in content for key in _TENSOR_KEYS):
         keys = ", ".join(content) if isinstance(content, dict) else type(content).__name__

@@ -72,6 +72,11 @@ def test_other_text_is_refused(text: str) -> None:
         parse_inspector(text)
 
 
+def test_what_is_not_json_is_shown() -> None:
+    with pytest.raises(ArtifactError, match=r"is not JSON \(.*, in '.*\"Alpha\": nan.*'\)"):
+        parse_inspector(one_layer(Alpha=1).replace('"Alpha": 1', '"Alpha": nan'))
+
+
 def test_a_layer_without_a_name_is_refused() -> None:
     with pytest.raises(ArtifactError, match="without a name"):
         parse_inspector('{"Layers": [{"TacticName": "x"}], "Bindings": []}')
