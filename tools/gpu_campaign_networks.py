@@ -15,7 +15,7 @@ from masksparse_deploy.bake.precision.quantize import quantize
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.config import EngineOptions, ProfileOptions
-from masksparse_deploy.core.errors import ArtifactError
+from masksparse_deploy.core.errors import ArtifactError, MachineError
 from masksparse_deploy.core.files import make_folder, write_atomic
 from masksparse_deploy.engine.plans import metadata_path, read_plan
 from masksparse_deploy.engine.source import read_source
@@ -130,12 +130,18 @@ def _profile(pair: Pair, title: str, batch: int, machine: Machine) -> dict[str, 
     machine.check_time()
     shape = read_source(paths[0]).input_shape
     images = np.random.default_rng(0).standard_normal((batch, *(length or 1 for length in shape[1:])), dtype=np.float32)
-    report = profile_builds(builds, images, options, ProfileOptions(rounds=machine.rounds, cuda_graph=True))
+    profile, no_graph = ProfileOptions(rounds=machine.rounds, cuda_graph=True), ""
+    try:
+        report = profile_builds(builds, images, options, profile)
+    except MachineError as error:  # as for kernels: what cannot be recorded as a graph is launched kernel by kernel
+        no_graph = str(error)
+        report = profile_builds(builds, images, options, profile.model_copy(update={"cuda_graph": False}))
     return {
         "batch": batch,
+        "no_graph_because": no_graph,
         "sparse_kernels": EngineArtifact.read(sparse).sparse_kernels,
         "profile": _without_samples(report),
-        "outcome": _speedup_text(report),
+        "outcome": _speedup_text(report) + (f"; launched without graphs: {no_graph}" if no_graph else ""),
     }
 
 

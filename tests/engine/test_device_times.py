@@ -84,9 +84,10 @@ def test_times_of_a_layer_that_runs_twice_are_added() -> None:
     assert recorder.times_ms() == {"body": (3.0, 3.0)}
 
 
-def test_the_recorder_is_what_nvidias_bindings_take() -> None:
+@pytest.mark.parametrize("package", ["tensorrt", "tensorrt_rtx"])
+def test_the_recorder_is_what_nvidias_bindings_take(package: str) -> None:
     """TensorRT-RTX's base class of profilers is TensorRT's."""
-    trt = pytest.importorskip("tensorrt_rtx")
+    trt = pytest.importorskip(package)
     recorder: Any = layer_recorder(trt)
     assert isinstance(recorder, trt.IProfiler)
     recorder.begin()

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from masksparse_deploy.core.config import EngineOptions
+from masksparse_deploy.core.config import EngineOptions, ProfileOptions
 from masksparse_deploy.core.errors import MachineError
 from masksparse_deploy.engine import tensorrt_backend
 from masksparse_deploy.engine.build_log import parse_log
@@ -19,6 +19,7 @@ from masksparse_deploy.engine.inspector import parse_inspector
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
 from masksparse_deploy.forecast.layer_model import LAYER
+from masksparse_deploy.profiling.compare import profile_builds
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeTensorRT, install
 from tests.forecast.machine import DENSE_TACTIC, SPARSE_TACTIC, FakeBackend
 from tests.requirements import REPOSITORY, requires
@@ -289,6 +290,19 @@ def trt(monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
     monkeypatch.setattr(gpu_campaign, "get_backend", lambda name: TensorRTBackend(ask_driver=lambda: GPU))
     monkeypatch.setattr(gpu_campaign_networks, "NETWORKS", {"resnet18": small_network_of_images})
     return module
+
+
+def test_a_network_that_is_no_graph_is_launched_kernel_by_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_graphs(builds: Any, images: Any, options: Any, profile: ProfileOptions) -> Any:
+        if profile.cuda_graph:
+            raise MachineError("CUDA: cudaStreamEndCapture failed with 901")
+        return profile_builds(builds, images, options, profile)
+
+    monkeypatch.setattr(gpu_campaign_networks, "profile_builds", without_graphs)
+    assert rehearse(tmp_path, "--pieces", "networks", "--precisions", "fp16", "--only", "resnet18*") == 0
+    (row,) = record(tmp_path)["cases"].values()
+    assert row["no_graph_because"] == "CUDA: cudaStreamEndCapture failed with 901"
+    assert row["outcome"].endswith("launched without graphs: CUDA: cudaStreamEndCapture failed with 901")
 
 
 def test_what_tensorrt_tells_is_recorded_for_the_tests(tmp_path: Path, trt: FakeTensorRT) -> None:
