@@ -7,12 +7,14 @@ import numpy as np
 from masksparse_deploy.core.artifacts.attribution import Attribution
 from masksparse_deploy.core.artifacts.baking import BakeReport
 from masksparse_deploy.core.artifacts.certificate import END_TO_END, Certificate
+from masksparse_deploy.core.artifacts.engines import EngineArtifact
 from masksparse_deploy.core.artifacts.rewriting import RewriteReport
 from masksparse_deploy.core.artifacts.timing import ProfileReport
 from masksparse_deploy.core.artifacts.validation import Check, LayerDeviation, ValidationReport
 from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.progress import Progress, silent
 from masksparse_deploy.core.samples import Samples
+from masksparse_deploy.engine.plans import built_options
 from masksparse_deploy.engine.select import get_backend
 from masksparse_deploy.graph.evaluate import unsupported_operators
 from masksparse_deploy.graph.model import Graph
@@ -88,8 +90,9 @@ def validate(
         rewritten_onnx: the file that it wrote, if it wrote one.
         samples: labelled images for accuracy; the first ones also for the references.
         gates: what the user demands.
-        engine_options: for the engine with exposed layers, which is written into `out`, and for the number of threads.
-        out: folder for that engine.
+        engine_options: the number of threads, and the cache of kernel times for the engine with exposed layers, which is
+            otherwise built as the sparse one was.
+        out: folder for the engine with exposed layers.
         progress: told how far the work is.
 
     Raises:
@@ -218,6 +221,12 @@ def _claim_checks(dense: Deployed, sparse: Deployed, certificate: Certificate) -
     return checks
 
 
+def _as_deployed(engine: EngineArtifact, options: EngineOptions) -> EngineOptions:
+    """The options that the deployed engine was built with, as others would give other kernels; threads and cache as asked."""
+    asked = options.model_dump(include={"backend", "threads", "timing_cache"})
+    return built_options(engine.options).model_copy(update=asked)
+
+
 def _layer_checks(
     dense: Deployed,
     sparse: Deployed,
@@ -238,7 +247,8 @@ def _layer_checks(
         return in_another_form or [layerwise_gate((), {}, gates)], (), None
     backend = get_backend(sparse.engine.backend)
     exposed = tuple(places[name][0] if name in places else name for name in exposed_tensors(pairs, sparse.graph))
-    engine = backend.build(built_from.path, out, options, name=LAYERS_ENGINE, expose=exposed, progress=progress)
+    like = _as_deployed(sparse.engine, options)
+    engine = backend.build(built_from.path, out, like, name=LAYERS_ENGINE, expose=exposed, progress=progress)
     kernels = layer_kernels(pairs, engine)
     images = sparse.samples.first(LAYERWISE_COUNT).images
     (input_name,) = sparse.graph.inputs

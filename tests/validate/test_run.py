@@ -6,13 +6,15 @@ from safetensors.numpy import load_file, save_file
 
 from masksparse_deploy.core.artifacts.certificate import DATA_FREE, HYBRID
 from masksparse_deploy.core.artifacts.engines import EngineArtifact
-from masksparse_deploy.core.config import Gates
+from masksparse_deploy.core.config import EngineOptions, Gates
 from masksparse_deploy.core.errors import ArtifactError, UsageError
 from masksparse_deploy.core.samples import Samples
 from masksparse_deploy.engine.onnxruntime_backend import OnnxRuntimeBackend
+from masksparse_deploy.engine.tensorrt_versions import recorded_options
 from masksparse_deploy.graph.evaluate import evaluate
 from masksparse_deploy.graph.reader import read_graph
 from masksparse_deploy.validate.outputs import check_outputs
+from masksparse_deploy.validate.run import _as_deployed
 from tests.validate.deployment import OPTIONS, WIDE_GATES, Deployment, deploy, failed, make_claim, named, set_constant
 
 WEIGHT = "layer1.conv2.weight"
@@ -293,3 +295,12 @@ def test_a_fresh_image_is_spoken_of_with_the_samples_that_were_drawn(template):
     assert separate.deviation.quantile == deviation.quantile
     other = template.validate(gates=WIDE_GATES.model_copy(update={"conformal_seed": 3, "conformal_share": 0.7}))
     assert other.deviation.sample_count == 34
+
+
+def test_exposed_layers_are_built_with_the_options_of_the_deployed_engine() -> None:
+    """With others, as tactic sources that are not installed, it would have other kernels, or none."""
+    built = EngineOptions(batch=16, workspace_mib=512, tactic_sources=("JIT_CONVOLUTIONS",), sparse_tactics=False)
+    engine = EngineArtifact.model_construct(options=recorded_options(built))
+    like = _as_deployed(engine, EngineOptions(backend="tensorrt", batch=4, threads=3))
+    assert (like.batch, like.workspace_mib, like.tactic_sources, like.sparse_tactics) == (16, 512, ("JIT_CONVOLUTIONS",), False)
+    assert (like.backend, like.threads) == ("tensorrt", 3)
