@@ -25,14 +25,17 @@ class BuilderMessages:
 
 @contextmanager
 def kept_messages(trt: Any) -> Iterator[tuple[Any, BuilderMessages]]:
-    """Yield a logger for `trt` and what it keeps while the block runs."""
+    """Yield a logger for `trt` and what it keeps while the block runs, within blocks inside of it too.
+
+    Engines that are open together run in turn: what one says must not be kept for another that was opened later alone.
+    """
     logger = _logger(trt)
-    messages, before = BuilderMessages(), logger.messages
-    logger.messages = messages
+    messages = BuilderMessages()
+    logger.kept.append(messages)
     try:
         yield logger, messages
     finally:
-        logger.messages = before
+        logger.kept.remove(messages)
 
 
 @functools.lru_cache(maxsize=1)
@@ -43,13 +46,15 @@ def _logger(trt: Any) -> Any:
     class KeepingLogger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.messages = BuilderMessages()
+            self.kept: list[BuilderMessages] = []
 
         def log(self, severity: Any, message: str) -> None:
-            self.messages.lines.append(message)
-            if severity in (severities.ERROR, severities.INTERNAL_ERROR):
-                self.messages.errors.append(message)
-            elif severity == severities.WARNING:
-                self.messages.warnings.append(message)
+            is_error = severity in (severities.ERROR, severities.INTERNAL_ERROR)
+            for messages in self.kept:
+                messages.lines.append(message)
+                if is_error:
+                    messages.errors.append(message)
+                elif severity == severities.WARNING:
+                    messages.warnings.append(message)
 
     return KeepingLogger()

@@ -16,6 +16,7 @@ from masksparse_deploy.engine import tensorrt_backend
 from masksparse_deploy.engine.driver import DriverAnswer
 from masksparse_deploy.engine.plans import built_options
 from masksparse_deploy.engine.tensorrt_backend import TensorRTBackend
+from masksparse_deploy.engine.tensorrt_log import kept_messages
 from masksparse_deploy.engine.tensorrt_versions import recorded_options
 from tests.engine.fake_tensorrt import GPU, INSPECTED, FakeCudart, FakeEngine, FakeTensorRT, install
 
@@ -283,3 +284,13 @@ def test_why_tensorrt_does_not_begin_is_told(
     monkeypatch.setattr(trt, part, no_object)
     with pytest.raises(MachineError, match="does not work on this machine: CUDA initialization failure with error: 35"):
         backend.build(dense_onnx, tmp_path, EngineOptions(timing_cache="none"), name="dense")
+
+
+def test_what_an_engine_says_is_kept_for_it_while_others_are_open(trt: FakeTensorRT) -> None:
+    with kept_messages(trt) as (logger, first):
+        with kept_messages(trt) as (_, second):
+            logger.log("error", "illegal memory access")
+        logger.log("error", "later")
+    logger.log("error", "to nobody")
+    assert (first.errors, second.errors) == (["illegal memory access", "later"], ["illegal memory access"])
+    assert first.reasons() == "illegal memory access; later"
