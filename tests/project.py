@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
 
+from masksparse_deploy.cli.main import run
 from tests.models.tiny_cnn import example_images, tiny_cnn
 from tests.requirements import REPOSITORY
 
@@ -58,8 +62,16 @@ def start(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def masksparse(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    """Run the command line to its end."""
+def masksparse(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, in this process, as starting one takes seconds."""
+    line = [str(argument) for argument in arguments]
+    with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as error, patch.dict(os.environ, COLUMNS="200"):
+        code = run(line)
+    return subprocess.CompletedProcess(line, code, out.getvalue(), error.getvalue())
+
+
+def masksparse_process(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run the command line to its end, in a process of its own, as users do."""
     process = start([str(argument) for argument in arguments])
     out, error = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)

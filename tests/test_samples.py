@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.project import masksparse
+from tests.project import masksparse_process
 from tests.requirements import REPOSITORY
 
 DIGITS = REPOSITORY / "samples" / "digits"
@@ -35,7 +35,7 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("digits") / "out"
     checkpoint = (DIGITS / "model.safetensors").read_bytes()
     assert len(checkpoint) < 2_000_000
-    result = masksparse("deploy", DIGITS / "deploy.yaml", "--out", out, timeout=500)
+    result = masksparse_process("deploy", DIGITS / "deploy.yaml", "--out", out, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "PASS" in result.stdout
     assert (DIGITS / "model.safetensors").read_bytes() == checkpoint
@@ -69,7 +69,7 @@ def test_digits_with_new_weights_under_the_same_masks(digits_run: Path, tmp_path
     trained = subprocess.run([sys.executable, DIGITS / "fine_tune.py", weights], capture_output=True, text=True, timeout=300)
     assert trained.returncode == 0, trained.stderr
     new = ["--weights", weights, "--run", digits_run, "--out", tmp_path / "out"]
-    result = masksparse("update", DIGITS / "deploy.yaml", *new, timeout=300)
+    result = masksparse_process("update", DIGITS / "deploy.yaml", *new, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "The masks need not be learned again" in result.stdout
     report = json.loads((tmp_path / "out" / "update.json").read_text())
@@ -84,7 +84,7 @@ def test_digits_with_new_weights_under_the_same_masks(digits_run: Path, tmp_path
 @pytest.mark.slow
 def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sklearn")
-    result = masksparse("deploy", DIGITS / "fp16.yaml", "--out", tmp_path / "out", timeout=300)
+    result = masksparse_process("deploy", DIGITS / "fp16.yaml", "--out", tmp_path / "out", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "out" / "bake.json").read_text())
     assert (report["precision"], report["opset"], len(report["layers"])) == ("fp16", 17, 10)
@@ -97,7 +97,7 @@ def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PYTHONPATH", str(DIGITS))  # as from the sample's folder, where its README runs the check
     out = tmp_path / "out"
     files = ["--dense", out / "dense.onnx", "--sparse", out / "sparse.onnx", "--data", "data:test"]
-    checked = masksparse("certify", "--check", out / "certificate.json", *files)
+    checked = masksparse_process("certify", "--check", out / "certificate.json", *files)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert checked.stdout.endswith("0 wrong, 0 not checked; the certificate is verified\n")
 
@@ -105,7 +105,7 @@ def test_digits_in_fp16_and_its_certificate_checked(tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 def test_digits_in_int8(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    result = masksparse("deploy", DIGITS / "int8.yaml", "--out", tmp_path / "out", timeout=300)
+    result = masksparse_process("deploy", DIGITS / "int8.yaml", "--out", tmp_path / "out", timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((tmp_path / "out" / "validation.json").read_text())
     assert report["verdict"] == "pass"
@@ -119,14 +119,16 @@ def test_digits_in_int8(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_digits_with_transposable_masks(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    result = masksparse("deploy", DIGITS / "transposable.yaml", "--until", "bake", "--out", tmp_path / "out", timeout=300)
+    result = masksparse_process(
+        "deploy", DIGITS / "transposable.yaml", "--until", "bake", "--out", tmp_path / "out", timeout=300
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     learned = json.loads((tmp_path / "out" / "learn.json").read_text())
     assert (learned["pattern"], learned["method"], len(learned["layers"])) == ("T2:4", "transposable + batch norm", 10)
     assert learned["weights_sha256_before"] == learned["weights_sha256_after"]
-    assert masksparse("lint", tmp_path / "out" / "sparse.onnx", "--transposable").returncode == 0
+    assert masksparse_process("lint", tmp_path / "out" / "sparse.onnx", "--transposable").returncode == 0
     # The dense twin has no layer that could be.
-    dense = masksparse("lint", tmp_path / "out" / "dense.onnx", "--transposable")
+    dense = masksparse_process("lint", tmp_path / "out" / "dense.onnx", "--transposable")
     assert dense.returncode == 1
     assert "no layer conforms to a pattern, so none is transposable" in dense.stdout
 
@@ -142,7 +144,7 @@ def test_digits_with_masked_positions(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "positions.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setenv("PYTHONPATH", str(DIGITS))
     out = tmp_path / "out"
-    result = masksparse("deploy", tmp_path / "positions.yaml", "--out", out, timeout=500)
+    result = masksparse_process("deploy", tmp_path / "positions.yaml", "--out", out, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "8 convolutions compute 256 of 320 output positions (80.0 %)" in result.stdout
     report = json.loads((out / "validation.json").read_text())
@@ -151,7 +153,7 @@ def test_digits_with_masked_positions(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len(report["layers"]) == 12
     rewrite = json.loads((out / "rewrite.json").read_text())
     assert len(rewrite["layers"]) == 8 and all(layer["reason"] for layer in rewrite["layers"])
-    linted = masksparse("lint", out / "sparse.onnx")
+    linted = masksparse_process("lint", out / "sparse.onnx")
     assert linted.returncode == 0
     assert "positions of blocks.0.conv1: conforming: 13 of 8 x 8 positions hold the bias" in linted.stdout
 
@@ -161,7 +163,7 @@ def test_digits_with_masked_positions(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_digits_with_blocks(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     out = tmp_path / "out"
-    result = masksparse("deploy", DIGITS / "blocks.yaml", "--out", out, timeout=500)
+    result = masksparse_process("deploy", DIGITS / "blocks.yaml", "--out", out, timeout=500)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads((out / "validation.json").read_text())
     assert report["verdict"] == "pass"
@@ -174,7 +176,7 @@ def test_digits_with_blocks(tmp_path: Path) -> None:
     assert json.loads((out / "sparse.engine.json").read_text())["source_sha256"] == source
     checks = {check["name"]: check["verdict"] for check in report["checks"]}
     assert checks.get("rewritten file") == ("pass" if rewrite["rewritten_sha256"] else None)
-    assert masksparse("lint", out / "sparse.onnx").returncode == 0
+    assert masksparse_process("lint", out / "sparse.onnx").returncode == 0
 
 
 def own_loop(*arguments: str | Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -198,7 +200,7 @@ def test_own_loop_learns_masks_that_can_be_baked(tmp_path: Path, monkeypatch: py
     assert [line for line in fixed if line not in shown] == []
     monkeypatch.setenv("PYTHONPATH", str(OWN_LOOP))
     model = ["--factory", "run:small_network", "--weights", tmp_path / "model.safetensors", "--data", "run:unseen_images"]
-    baked = masksparse("bake", *model, "--masks", tmp_path / "masks.safetensors", "--out", tmp_path)
+    baked = masksparse_process("bake", *model, "--masks", tmp_path / "masks.safetensors", "--out", tmp_path)
     assert baked.returncode == 0, baked.stderr
     assert json.loads((tmp_path / "bake.json").read_text())["layers"]
 
